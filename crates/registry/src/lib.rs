@@ -1,1 +1,5 @@
-//! registry.
+//! The replicated state machine.
+
+mod change;
+
+pub use change::Change;

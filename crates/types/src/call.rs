@@ -1,0 +1,196 @@
+//! What someone outside asks of the leader, after the protocol has been parsed.
+
+use std::sync::Arc;
+
+use crate::command::{Ack, AdminId, Attach, CallId};
+use crate::{
+    AgentId, AgentInfo, BootId, FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId, Role, SessionId, Status,
+    TaskId, TaskLaunch, TaskSpec,
+};
+
+/// A connection of a framework or an agent to this master, told apart by the shell that owns it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// An answer that the shell waits for, told apart by the shell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyId(pub u64);
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// A framework wants its event stream on `connection`.
+    Subscribe {
+        /// The stream.
+        connection: ConnectionId,
+        /// An existing framework.
+        framework: Option<FrameworkId>,
+        /// Its session, to resume it; without one a new session begins and fences the old.
+        session: Option<SessionId>,
+        /// Random, the same in repetitions.
+        origin: RequestId,
+        /// What the framework says of itself.
+        info: FrameworkInfo,
+        /// Roles in which it wants no offers for now.
+        suppressed: Vec<Role>,
+    },
+    /// A framework's stream is gone.
+    SubscriberGone {
+        /// The stream.
+        connection: ConnectionId,
+    },
+    /// Use offers.
+    Accept {
+        /// The call.
+        call: CallId,
+        /// All or nothing.
+        atomic: bool,
+        /// One part per agent.
+        parts: Vec<AcceptCallPart>,
+        /// How long what is not used is not offered again (milliseconds).
+        filter_ms: u64,
+    },
+    /// Give offers back.
+    Decline {
+        /// Who.
+        framework: FrameworkId,
+        /// Its session.
+        session: SessionId,
+        /// Which; unknown ones are ignored.
+        offers: Vec<OfferId>,
+        /// How long what they hold is not offered again (milliseconds).
+        filter_ms: u64,
+    },
+    /// No offers in these roles (empty: all) for now.
+    Suppress {
+        /// Who.
+        framework: FrameworkId,
+        /// Its session.
+        session: SessionId,
+        /// Which roles.
+        roles: Vec<Role>,
+    },
+    /// Offers again in these roles (empty: all), without filters.
+    Revive {
+        /// Who.
+        framework: FrameworkId,
+        /// Its session.
+        session: SessionId,
+        /// Which roles.
+        roles: Vec<Role>,
+    },
+    /// End a task.
+    Kill {
+        /// The call.
+        call: CallId,
+        /// Which.
+        task: TaskId,
+        /// Grace instead of the task's own (milliseconds).
+        grace_ms: Option<u64>,
+    },
+    /// Statuses were seen.
+    Acknowledge {
+        /// The call.
+        call: CallId,
+        /// Up to where, per launch.
+        acks: Vec<Ack>,
+    },
+    /// Send the newest status of these tasks (empty: all) again.
+    Reconcile {
+        /// Who.
+        framework: FrameworkId,
+        /// Its session.
+        session: SessionId,
+        /// Which tasks.
+        tasks: Vec<TaskId>,
+    },
+    /// End the framework.
+    Teardown {
+        /// The call.
+        call: CallId,
+    },
+    /// An operator ends a task.
+    AdminKill {
+        /// The call.
+        call: AdminId,
+        /// Whose.
+        framework: FrameworkId,
+        /// Which.
+        task: TaskId,
+        /// Grace instead of the task's own (milliseconds).
+        grace_ms: Option<u64>,
+    },
+    /// An operator ends a framework.
+    AdminTeardown {
+        /// The call.
+        call: AdminId,
+        /// Which.
+        framework: FrameworkId,
+    },
+    /// An agent without an id says who it is.
+    RegisterAgent {
+        /// The stream.
+        connection: ConnectionId,
+        /// Its random number.
+        instance: RequestId,
+        /// What it says of itself.
+        info: AgentInfo,
+        /// The life of its host.
+        boot_id: BootId,
+    },
+    /// An agent with an id opens its session; without a listing at first.
+    AttachAgent {
+        /// The stream.
+        connection: ConnectionId,
+        /// What it brings.
+        attach: Attach,
+    },
+    /// An agent's statuses.
+    AgentStatuses {
+        /// The stream.
+        connection: ConnectionId,
+        /// Which agent.
+        agent: AgentId,
+        /// (launch, status), in the agent's order.
+        statuses: Vec<(LaunchId, Status)>,
+    },
+    /// An agent answered a ping (or said anything at all).
+    AgentAlive {
+        /// The stream.
+        connection: ConnectionId,
+        /// Which agent.
+        agent: AgentId,
+    },
+    /// An agent has emptied the containers that it was told to forget.
+    AgentCleaned {
+        /// The stream.
+        connection: ConnectionId,
+        /// Which agent.
+        agent: AgentId,
+        /// The launches that are gone.
+        launches: Vec<LaunchId>,
+    },
+    /// An agent's stream is gone.
+    AgentGone {
+        /// The stream.
+        connection: ConnectionId,
+    },
+}
+
+/// One agent's part of an Accept call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptCallPart {
+    /// Offers of one agent and one role.
+    pub offers: Vec<OfferId>,
+    /// The launches, in order.
+    pub launches: Vec<LaunchCall>,
+}
+
+/// One spec × N tasks, as asked; a task that is no valid task keeps its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchCall {
+    /// What all of them run.
+    pub spec: Arc<TaskSpec>,
+    /// The tasks.
+    pub tasks: Vec<Result<TaskLaunch, crate::command::Refusal>>,
+}
