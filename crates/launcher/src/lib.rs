@@ -1,1 +1,36 @@
-//! launcher.
+//! Starts containers: one `clone3`, a fixed order of set-up steps, one `execve`.
+//!
+//! This crate refuses to be asynchronous, to know what a task or a framework is, to make or remove cgroups,
+//! and to allocate between clone and exec. It is written for a single-threaded supervisor that must never
+//! block: [`spawn`] returns as soon as the container's init is cloned and let go, and everything after that is
+//! a record on init's status socket ([`Container::event`]).
+//!
+//! A container of [`Isolation::Linux`] enters a [`Template`], a mount namespace built once per supervisor in
+//! which the host's root is read-only and every place where a host socket or a secret may lie is covered.
+//! [`Isolation::Process`] is the same init as a subreaper without namespaces: no root needed, nothing
+//! contained.
+//!
+//! The order of the steps in `child.rs` is the product of trying: each is where it is for a reason given there.
+
+// Everything here is system calls on raw descriptors and memory shared across clone.
+#![allow(unsafe_code)]
+
+mod arena;
+mod child;
+mod container;
+mod error;
+pub mod heap;
+mod init;
+pub mod proc;
+mod request;
+pub mod seqpacket;
+mod spawn;
+mod sys;
+mod template;
+mod tree;
+
+pub use container::{Container, Event, Signalled};
+pub use error::{Error, Step};
+pub use request::{Isolation, Limit, Request, SANDBOX_PATH, Sandbox};
+pub use spawn::{drop_bounding_set, spawn};
+pub use template::Template;

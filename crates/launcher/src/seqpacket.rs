@@ -1,0 +1,247 @@
+//! Datagrams with descriptors over a SOCK_SEQPACKET path socket: what agent and supervisor speak through.
+//!
+//! Nothing here waits unless the descriptor it is given is a blocking one.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{PeerCredentials, SndBuf};
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    accept4, bind, connect as connect_socket, getsockopt, listen as listen_socket, recvmsg, sendmsg,
+    setsockopt, socket,
+};
+
+/// The largest datagram, in bytes.
+pub const DATAGRAM_MAX: usize = 256 * 1024;
+/// The most descriptors in one datagram.
+pub const DESCRIPTORS_MAX: usize = 16;
+/// The longest path that fits a socket address, its NUL not counted.
+const ADDRESS_MAX: usize = 107;
+
+/// Why a datagram could not be sent or received.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The message does not fit one datagram.
+    #[error("a message of {size} bytes exceeds the {DATAGRAM_MAX} bytes of a datagram")]
+    TooLarge {
+        /// Its encoded size in bytes; of a received one at least this.
+        size: usize,
+    },
+    /// More descriptors than a datagram may carry.
+    #[error("{count} descriptors exceed the {DESCRIPTORS_MAX} of a datagram")]
+    TooManyDescriptors {
+        /// How many; of a received datagram, how many came through.
+        count: usize,
+    },
+    /// The socket is full (sending) or empty (receiving) and not to be waited for.
+    #[error("the socket is not ready")]
+    WouldBlock,
+    /// The system call failed.
+    #[error("{operation} on a seqpacket socket")]
+    Io {
+        /// `sendmsg` or `recvmsg`.
+        operation: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A received datagram.
+#[derive(Debug)]
+pub struct Datagram {
+    /// Its bytes; never empty.
+    pub body: Vec<u8>,
+    /// Its descriptors, close-on-exec, in the order in which they were sent.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// The other end of a connection, as the kernel saw it when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its pid in this process's namespace.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+}
+
+/// Listens on a new non-blocking socket at `path`, which must not exist. Who may connect is decided by the
+/// permissions of the directory and by [`peer`].
+pub fn listen(path: &Path) -> io::Result<OwnedFd> {
+    let socket = new_socket(SockFlag::SOCK_NONBLOCK)?;
+    with_address(path, |address| bind(socket.as_raw_fd(), address))?;
+    listen_socket(&socket, Backlog::new(64)?)?;
+    Ok(socket)
+}
+
+/// Connects to `path`. The connection is non-blocking if asked.
+pub fn connect(path: &Path, nonblocking: bool) -> io::Result<OwnedFd> {
+    let flags = if nonblocking { SockFlag::SOCK_NONBLOCK } else { SockFlag::empty() };
+    let socket = new_socket(flags)?;
+    with_address(path, |address| connect_socket(socket.as_raw_fd(), address))?;
+    enlarge(&socket)?;
+    Ok(socket)
+}
+
+/// The next waiting connection as a non-blocking socket, if there is one.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+        Ok(fd) => {
+            // SAFETY: just accepted and owned by nobody else.
+            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+            enlarge(&socket)?;
+            Ok(Some(socket))
+        }
+        Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Two connected non-blocking sockets.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let pair = nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    enlarge(&pair.0)?;
+    enlarge(&pair.1)?;
+    Ok(pair)
+}
+
+/// Who connected.
+pub fn peer(connection: BorrowedFd<'_>) -> io::Result<Peer> {
+    let credentials = getsockopt(&connection, PeerCredentials)?;
+    Ok(Peer { pid: credentials.pid(), uid: credentials.uid() })
+}
+
+/// Sends one datagram, whole or not at all. An empty body cannot be told from the end and is not sent.
+pub fn send(connection: BorrowedFd<'_>, body: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    if body.len() > DATAGRAM_MAX {
+        return Err(Error::TooLarge { size: body.len() });
+    }
+    if descriptors.len() > DESCRIPTORS_MAX {
+        return Err(Error::TooManyDescriptors { count: descriptors.len() });
+    }
+    let raw = descriptors.iter().map(AsRawFd::as_raw_fd).collect::<Vec<RawFd>>();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    loop {
+        match sendmsg::<()>(connection.as_raw_fd(), &[IoSlice::new(body)], control, flags, None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
+            Err(error) => return Err(Error::Io { operation: "sendmsg", source: error.into() }),
+        }
+    }
+}
+
+/// Receives one datagram; `None` at the end of the connection. A datagram that is too large, or carries too
+/// many descriptors, is consumed and reported.
+pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
+    let mut body = vec![0; DATAGRAM_MAX];
+    let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+    let (length, flags, descriptors) = loop {
+        let mut slices = [IoSliceMut::new(&mut body)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_TRUNC;
+        match recvmsg::<()>(connection.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            Ok(message) => {
+                let mut descriptors = Vec::new();
+                if let Ok(control) = message.cmsgs() {
+                    for rights in control {
+                        if let ControlMessageOwned::ScmRights(fds) = rights {
+                            // SAFETY: the kernel has just installed them for this process.
+                            descriptors.extend(fds.iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                        }
+                    }
+                }
+                break (message.bytes, message.flags, descriptors);
+            }
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
+            // A peer that closed with unread data: for this side the connection is at its end.
+            Err(Errno::ECONNRESET) => return Ok(None),
+            Err(error) => return Err(Error::Io { operation: "recvmsg", source: error.into() }),
+        }
+    };
+    if flags.contains(MsgFlags::MSG_TRUNC) {
+        return Err(Error::TooLarge { size: length });
+    }
+    if flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(Error::TooManyDescriptors { count: descriptors.len() });
+    }
+    if length == 0 {
+        return Ok(None);
+    }
+    body.truncate(length);
+    body.shrink_to_fit();
+    Ok(Some(Datagram { body, descriptors }))
+}
+
+fn new_socket(flags: SockFlag) -> io::Result<OwnedFd> {
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
+    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
+}
+
+/// A datagram must fit the send buffer, whose default is smaller than ours may be.
+fn enlarge(socket: &OwnedFd) -> io::Result<()> {
+    Ok(setsockopt(socket, SndBuf, &(2 * DATAGRAM_MAX))?)
+}
+
+/// Calls `operation` with the address of `path`; a path too long for an address is reached through its
+/// directory's descriptor.
+fn with_address<T>(path: &Path, operation: impl FnOnce(&UnixAddr) -> nix::Result<T>) -> io::Result<T> {
+    if path.as_os_str().as_bytes().len() <= ADDRESS_MAX {
+        return Ok(operation(&UnixAddr::new(path)?)?);
+    }
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let dir = std::fs::File::open(parent)?;
+    let short = Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name);
+    Ok(operation(&UnixAddr::new(&short)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_datagram_arrives_whole_with_its_descriptors() {
+        let dir = std::env::temp_dir().join(format!("proffer-seqpacket-{}", std::process::id()));
+        let long = dir.join("x".repeat(120));
+        std::fs::create_dir_all(&long).expect("temp dir");
+        for path in [dir.join("short"), long.join("long")] {
+            let listener = listen(&path).expect("listen");
+            let client = connect(&path, true).expect("connect");
+            let server = accept(listener.as_fd()).expect("accept").expect("a connection");
+            // SAFETY: cannot fail.
+            assert_eq!(peer(server.as_fd()).expect("peer").uid, unsafe { libc::geteuid() });
+            let (read, write) = nix::unistd::pipe().expect("pipe");
+            let body = vec![7; DATAGRAM_MAX];
+            send(client.as_fd(), &body, &[write.as_fd()]).expect("send");
+            drop(write);
+            let got = recv(server.as_fd()).expect("recv").expect("a datagram");
+            assert_eq!(got.body, body);
+            assert_eq!(nix::unistd::write(&got.descriptors[0], b"x"), Ok(1));
+            assert_eq!(nix::unistd::read(&read, &mut [0; 4]), Ok(1));
+            assert!(matches!(recv(server.as_fd()), Err(Error::WouldBlock)));
+            drop(client);
+            assert!(matches!(recv(server.as_fd()), Ok(None)));
+        }
+        std::fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_on_both_sides() {
+        let (a, b) = pair().expect("pair");
+        let large = vec![1; DATAGRAM_MAX + 1];
+        assert!(matches!(send(a.as_fd(), &large, &[]), Err(Error::TooLarge { .. })));
+        assert_eq!(nix::unistd::write(&a, &large), Ok(large.len()));
+        assert!(matches!(recv(b.as_fd()), Err(Error::TooLarge { .. })));
+        send(a.as_fd(), b"next", &[]).expect("send");
+        assert_eq!(recv(b.as_fd()).expect("recv").expect("a datagram").body, b"next");
+    }
+}

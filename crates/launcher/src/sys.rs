@@ -1,0 +1,200 @@
+//! System calls that libc has no wrapper for, or whose wrapper must not be used after a raw clone: glibc's
+//! setuid family signals every thread it believes to exist, and a cloned child has none of them.
+
+use std::ffi::{CStr, c_char, c_int, c_long, c_ulong};
+use std::ptr;
+
+/// An error number.
+pub(crate) type Errno = i32;
+
+pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+pub(crate) fn errno() -> Errno {
+    // SAFETY: the pointer is this thread's errno.
+    unsafe { *libc::__errno_location() }
+}
+
+pub(crate) fn check(result: c_long) -> Result<c_long, Errno> {
+    if result == -1 { Err(errno()) } else { Ok(result) }
+}
+
+pub(crate) fn check_int(result: c_int) -> Result<c_int, Errno> {
+    if result == -1 { Err(errno()) } else { Ok(result) }
+}
+
+/// The second version of `struct clone_args`, with `cgroup`.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct CloneArgs {
+    pub(crate) flags: u64,
+    pub(crate) pidfd: u64,
+    pub(crate) child_tid: u64,
+    pub(crate) parent_tid: u64,
+    pub(crate) exit_signal: u64,
+    pub(crate) stack: u64,
+    pub(crate) stack_size: u64,
+    pub(crate) tls: u64,
+    pub(crate) set_tid: u64,
+    pub(crate) set_tid_size: u64,
+    pub(crate) cgroup: u64,
+}
+
+/// # Safety
+/// As fork: in the child (result 0) only what is safe after fork in a threaded process may be done.
+pub(crate) unsafe fn clone3(args: &CloneArgs) -> Result<i32, Errno> {
+    // SAFETY: `args` is a complete clone_args without CLONE_VM, so that the child returns on its own copy.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(args), size_of::<CloneArgs>()) };
+    check(result).map(|pid| pid as i32)
+}
+
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Sets attributes on the mount behind `fd`, and on all below it if `recursive`; makes it private.
+pub(crate) fn mount_setattr(fd: c_int, recursive: bool, set: u64) -> Result<(), Errno> {
+    let attr = MountAttr { attr_set: set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a C string and `attr` is as long as said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd,
+            c"".as_ptr(),
+            flags,
+            ptr::from_ref(&attr),
+            size_of::<MountAttr>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// A detached clone of the mount at `path` below `dir`.
+pub(crate) fn open_tree_clone(dir: c_int, path: &CStr, recursive: bool) -> Result<c_int, Errno> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as u32 | libc::AT_EMPTY_PATH as u32;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as u32;
+    }
+    // SAFETY: `path` is a C string.
+    check(unsafe { libc::syscall(libc::SYS_open_tree, dir, path.as_ptr(), flags) }).map(|fd| fd as c_int)
+}
+
+/// Moves the detached mount `fd` onto `target`.
+pub(crate) fn move_mount(fd: c_int, target: &CStr) -> Result<(), Errno> {
+    // SAFETY: both paths are C strings.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            fd,
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// mount(2).
+pub(crate) fn mount(
+    source: Option<&CStr>,
+    target: &CStr,
+    kind: Option<&CStr>,
+    flags: c_ulong,
+    data: Option<&CStr>,
+) -> Result<(), Errno> {
+    let text = |text: Option<&CStr>| text.map_or(ptr::null(), CStr::as_ptr);
+    // SAFETY: every pointer is null or a C string.
+    let result = unsafe { libc::mount(text(source), target.as_ptr(), text(kind), flags, text(data).cast()) };
+    check_int(result).map(drop)
+}
+
+pub(crate) fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: plain integers; the caller owns what it closes.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) }).map(drop)
+}
+
+pub(crate) fn prctl(option: c_int, value: c_ulong) -> Result<c_int, Errno> {
+    // SAFETY: the options used here take integers only.
+    check_int(unsafe { libc::prctl(option, value, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) })
+}
+
+pub(crate) fn ambient_clear() -> Result<(), Errno> {
+    let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong;
+    // SAFETY: integers only.
+    let result =
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) };
+    check_int(result).map(drop)
+}
+
+/// Empties the effective, permitted and inheritable sets of this thread.
+pub(crate) fn capset_empty() -> Result<(), Errno> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let sets = [0u32; 6];
+    // SAFETY: version 3 takes two triples of 32-bit words.
+    check(unsafe { libc::syscall(libc::SYS_capset, ptr::from_ref(&header), sets.as_ptr()) }).map(drop)
+}
+
+pub(crate) fn setgroups_empty() -> Result<(), Errno> {
+    // SAFETY: zero groups are read.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, 0usize, ptr::null::<u32>()) }).map(drop)
+}
+
+pub(crate) fn setresgid(gid: u32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map(drop)
+}
+
+pub(crate) fn setresuid(uid: u32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// Resets the action of `signal`, those that glibc keeps to itself included.
+pub(crate) fn default_action(signal: c_int) {
+    // The kernel's sigaction is at most four words, and all zeroes is SIG_DFL. SIGKILL and SIGSTOP answer
+    // EINVAL, which is as good.
+    let action = [0usize; 4];
+    // SAFETY: `action` is as large as the kernel reads.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), ptr::null::<u8>(), 8usize) };
+}
+
+/// Blocks every signal and returns what was blocked before.
+pub(crate) fn block_all_signals() -> libc::sigset_t {
+    // SAFETY: both sets are owned here.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &all, &mut before);
+        before
+    }
+}
+
+pub(crate) fn set_signal_mask(mask: &libc::sigset_t) {
+    // SAFETY: `mask` is a valid set.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask, ptr::null_mut()) };
+}
+
+pub(crate) fn exit(code: c_int) -> ! {
+    // SAFETY: ends the process without running anything of the parent's.
+    unsafe { libc::_exit(code) }
+}
+
+pub(crate) fn strlen(text: *const c_char) -> usize {
+    // SAFETY: callers pass C strings of the arena.
+    unsafe { libc::strlen(text) }
+}

@@ -1,0 +1,373 @@
+//! Containers seen from inside and out. The Linux ones need root and say so when they cannot run.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use proffer_launcher::{
+    Container, Error, Event, Isolation, Limit, Request, Sandbox, Signalled, Step, Template, spawn,
+};
+
+const NOBODY: u32 = 65534;
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}
+
+/// One template for all tests.
+fn template() -> &'static Template {
+    static TEMPLATE: OnceLock<Template> = OnceLock::new();
+    TEMPLATE.get_or_init(|| Template::build(&[PathBuf::from("/usr/share/proffer-absent")]).expect("template"))
+}
+
+/// A socket that everyone may connect to, in a directory that nothing covers by rule.
+struct HostSocket {
+    dir: PathBuf,
+    path: PathBuf,
+    _listener: std::os::unix::net::UnixListener,
+}
+
+impl HostSocket {
+    fn bind() -> Self {
+        let base = ["/opt", "/srv", "/media"].map(Path::new).into_iter().find(|dir| dir.is_dir());
+        let dir =
+            base.expect("a directory outside the covers").join(format!("proffer-{}", std::process::id()));
+        fs::create_dir(&dir).expect("socket directory");
+        let path = dir.join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("socket");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("open to all");
+        HostSocket { dir, path, _listener: listener }
+    }
+}
+
+impl Drop for HostSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+struct Sandboxed {
+    dir: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Sandboxed {
+    fn new(name: &str, owner: u32) -> Self {
+        let dir = std::env::temp_dir().join(format!("proffer-launcher-{}-{name}", std::process::id()));
+        fs::create_dir(&dir).expect("sandbox");
+        std::os::unix::fs::chown(&dir, Some(owner), Some(owner)).expect("chown");
+        let fd = fs::File::open(&dir).expect("sandbox").into();
+        Sandboxed { dir, fd }
+    }
+}
+
+impl Drop for Sandboxed {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+struct Ran {
+    output: String,
+    events: Vec<Event>,
+}
+
+struct Options<'a> {
+    uid: u32,
+    sandbox: Option<Sandbox<'a>>,
+    isolation: Isolation<'a>,
+    working_directory: &'a str,
+    limits: &'a [Limit],
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Options {
+            uid: NOBODY,
+            sandbox: None,
+            isolation: Isolation::Process,
+            working_directory: "",
+            limits: &[],
+        }
+    }
+}
+
+fn start(argv: &[&str], options: &Options<'_>) -> Result<(Container, fs::File), Error> {
+    let argv = argv.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let env = ["PATH=/usr/local/bin:/usr/bin:/bin".to_owned(), "ONLY=this".to_owned()];
+    let null = fs::File::open("/dev/null").expect("/dev/null");
+    let (read, write) = nix::unistd::pipe().expect("pipe");
+    nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).expect("cloexec");
+    let request = Request {
+        argv: &argv,
+        env: &env,
+        uid: options.uid,
+        gid: options.uid,
+        working_directory: options.working_directory,
+        hostname: "inside",
+        limits: options.limits,
+        isolation: options.isolation,
+        sandbox: options.sandbox,
+        cgroup_dir: None,
+        cgroup_procs: &[],
+        stdin: null.as_fd(),
+        stdout: write.as_fd(),
+        stderr: write.as_fd(),
+        bounding_set_dropped: false,
+    };
+    Ok((spawn(&request)?, read.into()))
+}
+
+fn wait_readable(fd: std::os::fd::BorrowedFd<'_>, deadline: Instant) {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let mut poll = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
+    let timeout = nix::poll::PollTimeout::try_from(left).expect("a short time");
+    assert_ne!(nix::poll::poll(&mut poll, timeout), Ok(0), "nothing happened before the deadline");
+}
+
+/// The events up to the end, and init reaped.
+fn events(container: &Container) -> Vec<Event> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut events = Vec::new();
+    loop {
+        match container.event() {
+            Some(Event::Closed) => break,
+            Some(event) => events.push(event),
+            None => wait_readable(container.status_fd(), deadline),
+        }
+    }
+    wait_readable(container.pidfd(), deadline);
+    assert!(container.reap().expect("our child").is_some());
+    events
+}
+
+fn run(argv: &[&str], options: &Options<'_>) -> Ran {
+    let (container, mut read) = start(argv, options).expect("spawn");
+    let mut output = String::new();
+    read.read_to_string(&mut output).expect("output");
+    Ran { output, events: events(&container) }
+}
+
+fn linux() -> Options<'static> {
+    Options { isolation: Isolation::Linux(template()), ..Options::default() }
+}
+
+fn exited(code: i32) -> Vec<Event> {
+    vec![Event::Started, Event::Exited(code << 8)]
+}
+
+#[test]
+fn a_task_sees_only_what_it_may() {
+    if !root() {
+        return;
+    }
+    let script = r#"
+        grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs):' /proc/self/status | tr '\t' ' '
+        echo "fds:" $(ls /proc/self/fd | tr '\n' ' ')
+        echo "run:" $(ls -A /run | wc -l) "home:" $(ls -A /home /root /var/tmp 2>/dev/null | grep -vc '^$\|:')
+        echo "init:" $(ls -d /proc/1 2>/dev/null)
+        echo "pids:" $(ls /proc | grep -c '^[0-9]')
+        echo "env:" $(env | sort | tr '\n' ' ')
+        echo "host:" $(cat /proc/sys/kernel/hostname) "cgroup:" $(cut -d: -f3 /proc/self/cgroup | sort -u | tr '\n' ' ')
+        echo "cgroupfs:" $(ls -A /sys/fs/cgroup | wc -l) "nofile:" $(ulimit -n) "pwd:" $(pwd)
+        for path in /etc/proffer /usr/proffer /dev/proffer /proc/proffer /sys/proffer /run/x /mnt/x; do
+            (: > $path) 2>/dev/null && echo "WROTE $path"
+        done
+        (: > /etc/proffer) 2>&1 | grep -o 'Read-only'
+        echo sandbox > here && cat here; echo tmp > /tmp/here && cat /tmp/here; echo shm > /dev/shm/here && echo null > /dev/null
+    "#;
+    let sandbox = Sandboxed::new("sees", NOBODY);
+    let options = Options { sandbox: Some(Sandbox::Dir(sandbox.fd.as_fd())), ..linux() };
+    let ran = run(&["sh", "-c", script], &options);
+    assert_eq!(ran.events, exited(0), "{}", ran.output);
+    let has =
+        |line: &str| assert!(ran.output.lines().any(|l| l.trim() == line), "no {line:?} in\n{}", ran.output);
+    has("Uid: 65534 65534 65534 65534");
+    has("Gid: 65534 65534 65534 65534");
+    has("Groups:");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        has(&format!("{set}: 0000000000000000"));
+    }
+    has("NoNewPrivs: 1");
+    // 3 is ls's own.
+    has("fds: 0 1 2 3");
+    has("run: 0 home: 0");
+    has("init:");
+    has("host: inside cgroup: /");
+    has("cgroupfs: 0 nofile: 1024 pwd: /mnt/proffer/sandbox");
+    assert!(ran.output.contains("env: ONLY=this PATH=/usr/local/bin:/usr/bin:/bin PWD=/mnt/proffer/sandbox"));
+    let pids = ran.output.lines().find_map(|line| line.strip_prefix("pids: ")).expect("pids");
+    assert!(pids.parse::<u32>().expect("a number") <= 4, "host processes are visible: {pids}");
+    assert!(!ran.output.contains("WROTE"), "{}", ran.output);
+    has("Read-only");
+    has("sandbox");
+    has("tmp");
+    assert_eq!(fs::read_to_string(sandbox.dir.join("here")).expect("in the sandbox"), "sandbox\n");
+}
+
+#[test]
+fn user_0_meets_masks() {
+    if !root() {
+        return;
+    }
+    let script = r#"
+        for path in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /proc/irq/default_smp_affinity; do
+            [ -e $path ] && (: >> $path) 2>/dev/null && echo "OPENED $path"
+        done
+        [ -e /proc/kcore ] && wc -c < /proc/kcore
+        ls /proc/1/fd | tr '\n' ' '
+        head -c 1 /proc/1/mem 2>/dev/null || echo no-mem
+        mount -t tmpfs none /tmp 2>/dev/null && echo MOUNTED
+        kill -9 1; kill -STOP 1; echo alive
+    "#;
+    let ran = run(&["sh", "-c", script], &Options { uid: 0, ..linux() });
+    assert_eq!(ran.events, exited(0), "{}", ran.output);
+    assert!(!ran.output.contains("OPENED") && !ran.output.contains("MOUNTED"), "{}", ran.output);
+    assert!(ran.output.contains("no-mem") && ran.output.ends_with("alive\n"), "{}", ran.output);
+    // Nothing but the status socket, if it can be listed at all.
+    let fds = ran.output.lines().find(|line| line.ends_with("no-mem")).expect("a line").split_whitespace();
+    assert!(fds.count() <= 2, "{}", ran.output);
+}
+
+#[test]
+fn a_host_socket_cannot_be_reached() {
+    if !root() {
+        return;
+    }
+    let host = HostSocket::bind();
+    let template = Template::build(&[]).expect("template");
+    let socket = host.path.display();
+    let script = format!(
+        "import socket\ns=socket.socket(socket.AF_UNIX)\ntry:\n s.connect('{socket}')\n \
+                          print('CONNECTED')\nexcept OSError as e: print(e)"
+    );
+    let outside = std::process::Command::new("python3").args(["-c", &script]).output();
+    match outside {
+        Ok(output) if output.status.success() => {
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "CONNECTED\n", "the probe itself works");
+        }
+        _ => {
+            eprintln!("skipped: needs python3");
+            return;
+        }
+    }
+    let ran = run(
+        &["python3", "-c", &script],
+        &Options { isolation: Isolation::Linux(&template), ..Options::default() },
+    );
+    assert!(ran.output.contains("No such file"), "{}", ran.output);
+}
+
+#[test]
+fn no_mount_is_left_on_the_host() {
+    if !root() {
+        return;
+    }
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    template();
+    let before = mounts();
+    let sandbox = Sandboxed::new("mounts", NOBODY);
+    let options = Options { sandbox: Some(Sandbox::Dir(sandbox.fd.as_fd())), ..linux() };
+    assert_eq!(run(&["true"], &options).events, exited(0));
+    drop(Template::build(&[]).expect("another template"));
+    assert_eq!(mounts(), before);
+}
+
+#[test]
+fn exit_codes_signals_and_exec_failures_are_told_apart() {
+    let check = |options: &dyn Fn() -> Options<'static>| {
+        assert_eq!(run(&["false"], &options()).events, exited(1));
+        assert_eq!(run(&["sh", "-c", "exit 7"], &options()).events, exited(7));
+        let killed = run(&["sh", "-c", "kill -SEGV $$"], &options()).events;
+        assert!(
+            matches!(killed[..], [Event::Started, Event::Exited(status)] if status & 0x7f == libc::SIGSEGV)
+        );
+        let missing = run(&["proffer-no-such-program"], &options()).events;
+        assert_eq!(missing, [Event::ExecFailed { step: Step::Execve, errno: libc::ENOENT }]);
+        let denied = run(&["/etc/passwd"], &options()).events;
+        assert_eq!(denied, [Event::ExecFailed { step: Step::Execve, errno: libc::EACCES }]);
+        let nowhere = run(&["true"], &Options { working_directory: "/proffer-nowhere", ..options() }).events;
+        assert_eq!(nowhere, [Event::ExecFailed { step: Step::Chdir, errno: libc::ENOENT }]);
+    };
+    check(&Options::default);
+    if root() {
+        check(&linux);
+        let leaky = Options { working_directory: "/proc/self/fd/4", ..linux() };
+        assert_eq!(
+            run(&["true"], &leaky).events,
+            [Event::ExecFailed { step: Step::Chdir, errno: libc::ENOENT }]
+        );
+    }
+}
+
+#[test]
+fn sigterm_reaches_every_process_and_sigkill_ends_the_tree() {
+    let script = "trap '' TERM; (trap 'echo child; exit 0' TERM; echo ready; while :; do sleep 0.02; done) & \
+                  setsid sleep 1000 & wait; wait; while :; do sleep 0.02; done";
+    let check = |options: Options<'_>| {
+        let (container, read) = start(&["sh", "-c", script], &options).expect("spawn");
+        let mut lines =
+            std::io::BufRead::lines(std::io::BufReader::new(read)).map(|line| line.expect("a line"));
+        assert_eq!(lines.next().as_deref(), Some("ready"));
+        assert_eq!(container.terminate(), Signalled::Sent);
+        assert_eq!(lines.next().as_deref(), Some("child"));
+        assert_eq!(container.kill(), Signalled::Sent);
+        // The end of file says that no process of the tree is left to hold the pipe.
+        assert_eq!(lines.next(), None);
+        let events = events(&container);
+        assert_eq!(events[0], Event::Started);
+        assert_eq!(container.kill(), Signalled::Gone);
+        events
+    };
+    let plain = check(Options::default());
+    assert_eq!(plain[1..], [Event::Exited(libc::SIGKILL)]);
+    if root() {
+        // Init is killed itself and says nothing.
+        assert_eq!(check(linux()).len(), 1);
+    }
+}
+
+#[test]
+fn a_plain_tree_leaves_nothing_behind_when_its_payload_ends() {
+    let ran = run(&["sh", "-c", "setsid sh -c 'sleep 1000 & sleep 1000' & exit 3"], &Options::default());
+    // That `run` came back says that the sleepers' ends of the pipe are closed.
+    assert_eq!(ran.events, exited(3));
+}
+
+#[test]
+fn a_bad_request_is_refused_before_the_clone() {
+    let options = Options::default();
+    assert_eq!(start(&[], &options).expect_err("no argv").step, Step::Request);
+    assert_eq!(start(&["a\0b"], &options).expect_err("NUL").step, Step::Request);
+    let error = start(&[""], &options).expect_err("empty word");
+    assert_eq!(error.to_string(), "request argv is empty: Invalid argument (os error 22)");
+}
+
+#[test]
+fn limits_are_applied() {
+    let limit = Limit { resource: libc::RLIMIT_CORE, soft: 0, hard: Some(0) };
+    let options = Options { limits: &[limit], ..Options::default() };
+    let ran = run(&["sh", "-c", "ulimit -c; ulimit -Hc; ulimit -n"], &options);
+    assert_eq!(ran.output, "0\n0\n1024\n");
+}
+
+#[test]
+fn no_descriptor_is_left_open() {
+    let count =
+        || fs::read_dir("/proc/self/fd").expect("fd").filter_map(|entry| entry.ok()?.path().read_link().ok());
+    let of_ours = || count().filter(|target| target.to_string_lossy().contains("pidfd")).count();
+    for _ in 0..20 {
+        assert_eq!(run(&["true"], &Options::default()).events, exited(0));
+    }
+    // Other tests run beside this one and hold a few.
+    assert!(of_ours() < 15, "pidfds pile up");
+}
