@@ -4,9 +4,11 @@
 pub mod agent;
 pub mod call;
 pub mod caller;
+pub mod canonical;
 pub mod command;
 pub mod framework;
 pub mod ids;
+pub mod image;
 pub mod limits;
 pub mod names;
 pub mod offer;
