@@ -412,3 +412,25 @@ impl Rejection {
 
 /// The reason that kills of a completed framework's tasks carry.
 pub const TEARDOWN_REASON: Reason = Reason::FrameworkRemoved;
+
+impl std::fmt::Display for Rejection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::WrongTerm => "the entry is of another term",
+            Self::UnknownFramework => "no such framework",
+            Self::FrameworkCompleted => "the framework is completed: subscribe without an id to begin a new one",
+            Self::SessionFenced => "a later session of this framework exists",
+            Self::UnknownTask => "no such task",
+            Self::UnknownAgent => "no such agent",
+            Self::WrongInstance => "the agent's record belongs to another installation",
+            Self::ListingNeeded => "the agent must list what it holds",
+            Self::Stale => "something later has made this void",
+            Self::ContentDiffers => "this seq was used for a call with other content",
+            Self::TooManyOpen => "too many calls of this session are open: raise done_below",
+            Self::TooOld => "the request is too old to be told from a repetition: read the state, then decide",
+            Self::Immutable => "the framework's user and owner cannot change",
+            Self::AlreadyFormed => "the cluster has begun already",
+            Self::Atomic => "a part of the atomic call was refused, so nothing happened",
+        })
+    }
+}

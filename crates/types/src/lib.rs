@@ -6,6 +6,7 @@ pub mod call;
 pub mod caller;
 pub mod canonical;
 pub mod command;
+pub mod event;
 pub mod framework;
 pub mod ids;
 pub mod image;

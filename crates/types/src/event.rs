@@ -1,0 +1,302 @@
+//! What the leader tells frameworks and agents, and what agents tell the leader, without a protocol around it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::command::{Answer, Held, Rejection};
+use crate::{
+    AgentId, AgentInfo, BootId, ClusterId, Denied, Epoch, FrameworkId, LaunchId, Offer, OfferId, Reason, RequestId,
+    Resources, Role, SessionId, Status, TaskId, TaskSpec,
+};
+
+/// To a framework, on its event stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FrameworkEvent {
+    /// The subscription is open; the framework's tasks follow as a snapshot, which whoever serves the stream reads
+    /// from the registry as it is now.
+    Subscribed {
+        /// The framework.
+        framework: FrameworkId,
+        /// Its session.
+        session: SessionId,
+        /// The highest sequence number of the session whose answer is stored.
+        last_seq: u64,
+    },
+    /// New offers.
+    Offers(Vec<Offer>),
+    /// Offers that are no more.
+    Rescind(Vec<OfferId>),
+    /// A task's status.
+    Update(Update),
+    /// An agent with tasks of the framework is out of contact, or gone for good.
+    Failure {
+        /// Which.
+        agent: AgentId,
+        /// Gone for good.
+        removed: bool,
+    },
+    /// The subscription ends.
+    Error(StreamEnd),
+    /// Nothing happened for a while.
+    Heartbeat,
+}
+
+/// A task's status on its way to the framework.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// The launch; `None` in the answer to a reconciliation of an unknown task.
+    pub launch: Option<LaunchId>,
+    /// The task.
+    pub task_id: TaskId,
+    /// Where it runs.
+    pub agent: AgentId,
+    /// The status; `None`: no such task.
+    pub status: Option<Status>,
+    /// Whether it must be acknowledged.
+    pub acknowledge: bool,
+}
+
+/// Why a stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StreamEnd {
+    /// A later session of the framework exists. Final.
+    SessionFenced,
+    /// The same session was resumed on another connection.
+    Replaced,
+    /// The framework is completed. Final.
+    FrameworkCompleted,
+    /// This master does not lead (any more).
+    NotLeader,
+    /// The reader was too slow, or the state was replaced: subscribe again.
+    Resync,
+    /// Nothing was heard of the agent for its ping budget.
+    Silent,
+}
+
+impl StreamEnd {
+    /// The word in the protocol.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::SessionFenced => "SESSION_FENCED",
+            Self::Replaced => "REPLACED",
+            Self::FrameworkCompleted => "FRAMEWORK_COMPLETED",
+            Self::NotLeader => "NOT_LEADER",
+            Self::Resync => "RESYNC",
+            Self::Silent => "SILENT",
+        }
+    }
+}
+
+/// To an agent, on its session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentOrder {
+    /// The session is open, or the agent has an id now.
+    Welcome {
+        /// The agent's id.
+        agent: AgentId,
+        /// The cluster.
+        cluster: ClusterId,
+        /// Time between pings (milliseconds).
+        ping_ms: u64,
+        /// Spread the next session's opening over this (milliseconds).
+        reattach_spread_ms: u64,
+        /// The last launch or kill that counts as seen.
+        last_seq: u64,
+    },
+    /// List everything held.
+    SendListing,
+    /// Start a task.
+    Launch(Box<LaunchOrder>),
+    /// End a task.
+    Kill {
+        /// The order's number.
+        agent_seq: u64,
+        /// The launch.
+        launch: LaunchId,
+        /// Time between SIGTERM and SIGKILL (milliseconds).
+        grace_ms: u64,
+        /// What the final status gives as the reason.
+        reason: Reason,
+    },
+    /// Statuses up to here are committed.
+    Confirm {
+        /// The launch.
+        launch: LaunchId,
+        /// Up to which.
+        task_seq: u32,
+    },
+    /// End a launch if it runs, and forget it without a status.
+    Forget {
+        /// The launch.
+        launch: LaunchId,
+    },
+    /// Say something.
+    Ping {
+        /// Counts.
+        n: u64,
+    },
+    /// Bring a task's output over a connection of its own.
+    OpenData {
+        /// Names the request.
+        ticket: [u8; 16],
+        /// For whom.
+        principal: String,
+        /// Whose output.
+        launch: LaunchId,
+        /// Void after this (milliseconds).
+        expires_ms: u64,
+    },
+    /// The session cannot be.
+    Refused(AgentRefusal),
+}
+
+/// Why an agent's session cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AgentRefusal {
+    /// It has no record: it must end everything and register anew.
+    UnknownAgent,
+    /// Its record belongs to another installation.
+    WrongInstance,
+    /// It belongs to another cluster.
+    WrongCluster,
+}
+
+impl AgentRefusal {
+    /// The word in the protocol.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::UnknownAgent => "UNKNOWN_AGENT",
+            Self::WrongInstance => "WRONG_INSTANCE",
+            Self::WrongCluster => "WRONG_CLUSTER",
+        }
+    }
+}
+
+/// Everything an agent needs to start a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchOrder {
+    /// The order's number.
+    pub agent_seq: u64,
+    /// The launch.
+    pub launch: LaunchId,
+    /// Whose.
+    pub framework: FrameworkId,
+    /// The framework's name for it.
+    pub task_id: TaskId,
+    /// In which role.
+    pub role: Role,
+    /// What it runs; the user is the spec's, or the framework's if that is empty.
+    pub spec: Arc<TaskSpec>,
+    /// The framework's user, for a spec without one.
+    pub framework_user: String,
+    /// What it holds.
+    pub resources: Resources,
+    /// Added to the spec's environment.
+    pub env: BTreeMap<String, String>,
+    /// Its place in an array, from 1, and the array's size.
+    pub array: Option<(u32, u32)>,
+}
+
+/// From an agent, on its session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentReport {
+    /// Opens the session.
+    Hello(Box<Hello>),
+    /// Everything held, sorted by launch.
+    Listing(Vec<Held>),
+    /// A new status.
+    Status {
+        /// The launch.
+        launch: LaunchId,
+        /// The status.
+        status: Status,
+    },
+    /// Answer to a ping.
+    Pong {
+        /// The ping's number.
+        n: u64,
+    },
+    /// Launches it was told to forget, of which nothing is left.
+    Cleaned(Vec<LaunchId>),
+}
+
+/// How an agent opens its session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Its id, if it has one.
+    pub agent: Option<AgentId>,
+    /// Random, of this installation.
+    pub instance: RequestId,
+    /// What the node offers.
+    pub info: AgentInfo,
+    /// The life of its host.
+    pub boot_id: BootId,
+    /// The last launch or kill it has seen.
+    pub last_seq: u64,
+    /// Hash of its sorted (launch, newest task_seq).
+    pub digest: u64,
+    /// The greatest leadership it has seen.
+    pub epoch_seen: Epoch,
+    /// The cluster it belongs to, if any yet.
+    pub cluster: Option<ClusterId>,
+}
+
+/// What a unary call is answered with.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// An Accept took effect: per part, launch and task.
+    Accepted(Answer),
+    /// The call took effect.
+    Done {
+        /// At this log index; for calls that leave no entry, the index applied.
+        index: u64,
+    },
+}
+
+/// Why a call is refused, or has no answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// This master does not lead.
+    #[error("this master is not the leader{}", leader.as_ref().map(|l| format!("; {l} is")).unwrap_or_default())]
+    NotLeader {
+        /// Who does, if known.
+        leader: Option<String>,
+    },
+    /// The leader was lost before the outcome was known: repeat with the same sequence number.
+    #[error("the outcome is not known: repeat the call with the same seq")]
+    OutcomeUnknown,
+    /// Too much waits.
+    #[error("the master is busy: try again in {retry_ms} ms")]
+    Busy {
+        /// When to try again (milliseconds).
+        retry_ms: u64,
+    },
+    /// An offer that does not exist, or not for this framework.
+    #[error("offer {} is not valid: {why}", offer.n)]
+    InvalidOffer {
+        /// Which.
+        offer: OfferId,
+        /// Why.
+        why: &'static str,
+    },
+    /// A field that contradicts another.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// Its path.
+        field: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The state says no.
+    #[error("{0}")]
+    Rejected(Rejection),
+    /// The caller may not.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Nothing of this name.
+    #[error("{what} not found")]
+    NotFound {
+        /// What.
+        what: String,
+    },
+}
