@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::command::{Ack, AdminId, Attach, CallId};
+use crate::command::{Ack, AdminId, CallId, Held};
+use crate::event::Hello;
 use crate::{
-    AgentId, AgentInfo, BootId, FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId, Role, SessionId, Status,
-    TaskId, TaskLaunch, TaskSpec,
+    FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
 };
 
 /// A connection of a framework or an agent to this master, told apart by the shell that owns it.
@@ -127,30 +127,24 @@ pub enum Call {
         /// Which.
         framework: FrameworkId,
     },
-    /// An agent without an id says who it is.
-    RegisterAgent {
-        /// The stream.
-        connection: ConnectionId,
-        /// Its random number.
-        instance: RequestId,
-        /// What it says of itself.
-        info: AgentInfo,
-        /// The life of its host.
-        boot_id: BootId,
-    },
-    /// An agent with an id opens its session; without a listing at first.
-    AttachAgent {
+    /// An agent opens its session: registers if it has no id, attaches if it has.
+    AgentHello {
         /// The stream.
         connection: ConnectionId,
         /// What it brings.
-        attach: Attach,
+        hello: Box<Hello>,
+    },
+    /// An agent lists everything it holds, because it was asked.
+    AgentListing {
+        /// The stream.
+        connection: ConnectionId,
+        /// Sorted by launch.
+        held: Vec<Held>,
     },
     /// An agent's statuses.
     AgentStatuses {
         /// The stream.
         connection: ConnectionId,
-        /// Which agent.
-        agent: AgentId,
         /// (launch, status), in the agent's order.
         statuses: Vec<(LaunchId, Status)>,
     },
@@ -158,15 +152,11 @@ pub enum Call {
     AgentAlive {
         /// The stream.
         connection: ConnectionId,
-        /// Which agent.
-        agent: AgentId,
     },
     /// An agent has emptied the containers that it was told to forget.
     AgentCleaned {
         /// The stream.
         connection: ConnectionId,
-        /// Which agent.
-        agent: AgentId,
         /// The launches that are gone.
         launches: Vec<LaunchId>,
     },
