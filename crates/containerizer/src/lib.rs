@@ -1,1 +1,91 @@
-//! containerizer.
+//! The agent's side of containers: sandboxes, logs, cgroups, supervisors, and finding all of it again after a
+//! restart.
+//!
+//! This crate refuses to decide what should run, to speak to a master and to clone: a container is started by its
+//! framework's supervisor (`proffer-executor`), which outlives the agent, and this crate starts, watches and
+//! instructs the supervisors. [`open`] gives the real thing, with cgroups and namespaces or, for machines without
+//! root, plain processes; [`fake`] is a deterministic stand-in for tests. All pass the same contract test.
+//!
+//! # Order of a launch
+//! The caller checkpoints the launch with the instance that [`Containerizer::assign`] named, then calls
+//! [`Containerizer::launch`]. The cgroup is made, the launch is sent to that instance and to no other, and the
+//! supervisor records it before it clones. Whatever dies in between, at most one payload is ever started for a
+//! launch id: an instance that might have begun it is asked, or judged by its records, before
+//! [`Event::NotStarted`] allows another.
+
+// System calls on raw descriptors (pre-exec moves, openat2, pidfds) have no safe form.
+#![allow(unsafe_code)]
+
+mod error;
+mod event;
+mod spec;
+
+use std::path::PathBuf;
+
+use proffer_types::{FrameworkId, LaunchId};
+
+pub use error::{Error, LogError};
+pub use event::{Cause, End, Event, KillSent, Oom};
+pub use spec::{ContainerSpec, GcPolicy, InstanceId, Isolation, Known, LogLimits, Options, Usage};
+
+/// Runs containers on this node.
+///
+/// No call blocks: work is done on a thread of the containerizer's own and told by [`Event`]s through the sink that
+/// it was opened with. Events of one launch arrive in order. Dropping a containerizer ends no container.
+///
+/// A launch goes through
+/// ```text
+/// launch ─► (Started ─►) LaunchFailed | Ended ─► forget ─► Gone
+///    └────► NotStarted ─► assign, checkpoint, launch again
+/// ```
+/// and is known from [`launch`](Self::launch) (or [`recover`](Self::recover)) until [`Event::Gone`].
+pub trait Containerizer: Send {
+    /// The supervisor instance that new launches of the framework are to be sent to: the current one, or the name of
+    /// one that the first launch will start. The caller writes it down with the launch before it launches.
+    fn assign(&mut self, framework: FrameworkId) -> InstanceId;
+
+    /// Takes up what an earlier containerizer with the same options left: to be called once, before the first
+    /// launch, with every launch the caller has on record and has not seen [`Event::Gone`] of.
+    ///
+    /// Each launch that is not `ended` is told again by `Started`, `Ended`, `LaunchFailed` or `NotStarted`, whatever
+    /// happened meanwhile, and a true exit status is reported where a payload ended. Everything under our own
+    /// directories and cgroups that belongs to none of `known` is ended and removed, each with
+    /// [`Event::OrphanRemoved`]. [`Event::Recovered`] follows when every instance was heard or judged and no orphan
+    /// is left.
+    fn recover(&mut self, known: Vec<Known>);
+
+    /// Starts a container. Idempotent by launch id: of a known one nothing happens. `spec.instance` must come from
+    /// [`assign`](Self::assign) or from the record of an earlier delivery; the launch is delivered to that instance
+    /// or, if that is gone without a trace of it, answered [`Event::NotStarted`].
+    fn launch(&mut self, spec: ContainerSpec);
+
+    /// Ends a container: SIGTERM to all its processes now, SIGKILL to the whole tree after the grace. A repeat may
+    /// only bring the end nearer. A launch that was not yet delivered fails with `KilledDuringLaunch`. Of an ended or
+    /// unknown launch nothing happens.
+    fn kill(&mut self, launch: LaunchId, grace_ms: u64);
+
+    /// Lets go of a launch; one that still runs is killed first (and its end is told). Its cgroup and its runtime
+    /// records are removed, then [`Event::Gone`] is told, also for an unknown launch. Sandbox and logs stay until
+    /// [`gc`](Self::gc). The caller must not launch the id again.
+    fn forget(&mut self, launch: LaunchId);
+
+    /// The task's sandbox as the task itself sees it, for its environment.
+    fn sandbox_path(&self, launch: LaunchId) -> PathBuf;
+
+    /// A reader of the launch's logs. Its calls read files: not for a thread that must not block. It stays valid
+    /// until the logs are collected.
+    fn logs(&self, launch: LaunchId) -> LogReader;
+
+    /// What the container uses now, if that is measured and the container is there.
+    fn usage(&self, launch: LaunchId) -> Option<Usage>;
+
+    /// Removes sandboxes and logs of forgotten launches, in the background: those older than the retention, and
+    /// under disk pressure the oldest ones too.
+    fn gc(&mut self, policy: GcPolicy);
+
+    /// How containers are separated: `linux` or `process`, as shown to people.
+    fn isolation(&self) -> &'static str;
+}
+
+mod logs;
+pub use logs::{Chunk, LogReader, Stream};

@@ -1,0 +1,162 @@
+//! What the containerizer is given.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proffer_types::{FrameworkId, LaunchId};
+
+/// Names one life of a supervisor, for ever.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId(pub u64);
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InstanceId({self})")
+    }
+}
+
+impl std::str::FromStr for InstanceId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// How containers are separated from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// Cgroups, namespaces, a read-only view of the host's root. Needs root.
+    Linux,
+    /// Plain processes: limits are not enforced, and their end is best effort.
+    Process,
+}
+
+impl Isolation {
+    /// As shown to people and as `proffer-executor` reads it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linux => "linux",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// How a containerizer is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How containers are separated.
+    pub isolation: Isolation,
+    /// Names this agent among those of the machine, the same after a restart: 1 to 64 of `a-z 0-9 -`. Cgroups are
+    /// made under `proffer/<agent_instance>` and nowhere else.
+    pub agent_instance: String,
+    /// Where the cgroup hierarchies are mounted; found by itself if absent.
+    pub cgroup_root: Option<PathBuf>,
+    /// Survives a restart of the host: `sandboxes/`, `logs/` and `forgotten/` are made in it.
+    pub work_dir: PathBuf,
+    /// On a tmpfs: `supervisors/` is made in it. Must exist or be creatable.
+    pub runtime_dir: PathBuf,
+    /// The `proffer-executor` program.
+    pub executor: PathBuf,
+    /// Directories that tasks must not see, besides `work_dir` and `runtime_dir`.
+    pub covers: Vec<PathBuf>,
+    /// Tasks may run as uid 0.
+    pub allow_root: bool,
+    /// A supervisor without launches is told to end after this.
+    pub supervisor_idle: Duration,
+}
+
+/// What to run. Complete: nothing is inherited and nothing added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Unique for ever; not 0.
+    pub launch: LaunchId,
+    /// Whose it is.
+    pub framework: FrameworkId,
+    /// As [`assign`](crate::Containerizer::assign)ed and written down.
+    pub instance: InstanceId,
+    /// The program and its arguments; a program without `/` is looked up in the `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// The user to run as; empty for `nobody` (with `process` and without root: the agent's own).
+    pub user: String,
+    /// Cpu share and cpu limit (milli).
+    pub cpus_milli: u64,
+    /// Memory limit (bytes); 0 for none.
+    pub memory_bytes: u64,
+    /// Most processes and threads.
+    pub pids_max: u64,
+    /// The host name inside (`linux` only); empty keeps the host's.
+    pub hostname: String,
+    /// How much of each log stream is kept.
+    pub logs: LogLimits,
+}
+
+/// How much of each log stream is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// The size at which a file is closed and the next one begun (bytes).
+    pub file_bytes: u64,
+    /// How many files are kept, the one being written included.
+    pub files: u32,
+}
+
+impl Default for LogLimits {
+    /// 2 × 10 MiB per stream.
+    fn default() -> Self {
+        Self { file_bytes: 10 << 20, files: 2 }
+    }
+}
+
+/// A launch that the caller has on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The launch.
+    pub launch: LaunchId,
+    /// Whose it is.
+    pub framework: FrameworkId,
+    /// As written down before it was launched.
+    pub instance: InstanceId,
+    /// Its memory limit (bytes), to report with an end for want of memory.
+    pub memory_bytes: u64,
+    /// Its end is on the caller's record: it is not told again, and waits to be forgotten.
+    pub ended: bool,
+}
+
+/// What a container uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time so far (microseconds).
+    pub cpu_usec: u64,
+    /// Memory now (bytes).
+    pub memory_bytes: u64,
+    /// The most memory so far (bytes); on cgroup v2 only where the kernel counts it (5.19).
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes and threads now.
+    pub pids: u64,
+}
+
+/// What [`gc`](crate::Containerizer::gc) removes.
+#[derive(Clone, Copy, Debug)]
+pub struct GcPolicy {
+    /// Sandboxes and logs forgotten longer ago than this are removed.
+    pub retention: Duration,
+    /// While the work directory's file system has less than this many per cent free, the ones forgotten longest ago
+    /// are removed too.
+    pub free_percent_min: u8,
+}
+
+impl Default for GcPolicy {
+    /// 7 days; 10 %.
+    fn default() -> Self {
+        Self { retention: Duration::from_secs(7 * 24 * 3600), free_percent_min: 10 }
+    }
+}
