@@ -1,7 +1,9 @@
 //! What became true by applying one entry: all that the leader's mind needs to know.
 
 use proffer_types::command::{Answer, CompletionReason, Rejection};
-use proffer_types::{AgentId, FrameworkId, LaunchId, RequestId, Resources, Role, SessionId, Status, TaskState};
+use proffer_types::{
+    AgentId, FrameworkId, LaunchId, RequestId, Resources, Role, SessionId, Status, TaskState,
+};
 
 /// One thing that became true.
 #[derive(Clone, Debug, PartialEq, Eq)]
