@@ -269,6 +269,11 @@ impl Registry {
         self.sessions.get(&session)?.answers.get(&seq)
     }
 
+    /// The highest sequence number of a current session whose answer is stored; 0 for none.
+    pub fn last_seq(&self, session: SessionId) -> u64 {
+        self.sessions.get(&session).and_then(|s| s.answers.iter().map(|(seq, _)| *seq).last()).unwrap_or(0)
+    }
+
     /// The stored answer to an operator's request.
     pub fn admin_answer(&self, request: RequestId) -> Option<&Answer> {
         self.admin_answers.get(&request).map(|stored| &stored.answer)

@@ -244,13 +244,23 @@ pub struct Hello {
 /// What a unary call is answered with.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// An Accept took effect: per part, launch and task.
+    /// A call took effect whose answer is stored; an Accept's has outcomes.
     Accepted(Answer),
     /// The call took effect.
     Done {
         /// At this log index; for calls that leave no entry, the index applied.
         index: u64,
     },
+}
+
+impl Reply {
+    /// The log index at which the call took effect.
+    pub fn index(&self) -> u64 {
+        match self {
+            Self::Accepted(answer) => answer.index,
+            Self::Done { index } => *index,
+        }
+    }
 }
 
 /// Why a call is refused, or has no answer.

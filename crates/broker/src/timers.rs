@@ -1,0 +1,204 @@
+//! What happens because time goes on.
+
+use proffer_registry::Registry;
+use proffer_types::command::{Command, CompletionReason};
+use proffer_types::event::{AgentOrder, FrameworkEvent, StreamEnd};
+use proffer_types::{
+    AgentId, AgentState, Caller, ClusterTime, FrameworkId, FrameworkState, LaunchId, OfferId, limits,
+};
+
+use crate::{Broker, Effect, Then, Waiting};
+
+/// Updates repeated at one firing of a framework's timers; the rest follow a second later, so that a framework which
+/// was away is not flooded faster than it reads.
+const REPEATS_AT_ONCE: usize = 512;
+
+/// Something that waits for its time. Whether it still applies is looked up when the time comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// A framework that was connected under the leader before has not come.
+    Reconnect(FrameworkId),
+    /// A framework's failover timeout ends.
+    Complete(FrameworkId),
+    /// An offer was not answered.
+    Offer(OfferId),
+    /// A status was not acknowledged.
+    Retry(LaunchId),
+    /// Nothing was heard of an agent.
+    Silence(AgentId),
+    /// An agent was unreachable for too long.
+    Expiry(AgentId),
+    /// Ping agents, let frameworks know.
+    Heartbeat,
+    /// Commit the time if nothing else did.
+    Tick,
+}
+
+/// The repetition of a launch's unacknowledged statuses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Retry {
+    /// When it is due.
+    pub(crate) due: u64,
+    /// The pause that follows.
+    pub(crate) pause: u64,
+}
+
+impl Broker {
+    /// When [`Self::on_time`] has something to do, in cluster time.
+    pub fn next_deadline(&self) -> Option<ClusterTime> {
+        let timer = self.timers.first().map(|(due, _)| *due);
+        let offers = self.allocator.next_wakeup_ms();
+        timer.into_iter().chain(offers).min().map(ClusterTime)
+    }
+
+    /// Time goes on: what is due happens, and what can be offered is.
+    pub fn on_time(&mut self, registry: &Registry, now: ClusterTime) {
+        self.now = self.now.max(now.0);
+        let mut repeats = std::collections::BTreeMap::new();
+        while let Some(&(due, timer)) = self.timers.first().filter(|(due, _)| *due <= self.now) {
+            self.timers.remove(&(due, timer));
+            self.on_timer(registry, due, timer, &mut repeats);
+        }
+        self.make_offers(registry);
+    }
+
+    pub(crate) fn at(&mut self, due: u64, timer: Timer) {
+        self.timers.insert((due, timer));
+    }
+
+    fn on_timer(
+        &mut self,
+        registry: &Registry,
+        due: u64,
+        timer: Timer,
+        repeats: &mut std::collections::BTreeMap<FrameworkId, usize>,
+    ) {
+        match timer {
+            Timer::Reconnect(framework) => self.give_up_on(registry, framework),
+            Timer::Complete(framework) => self.complete_overdue(registry, framework),
+            Timer::Offer(offer) => self.expire_offer(offer),
+            Timer::Retry(launch) => self.repeat_statuses(registry, due, launch, repeats),
+            Timer::Silence(agent) => self.check_silence(registry, agent),
+            Timer::Expiry(agent) => self.remove_expired(registry, agent),
+            Timer::Heartbeat => self.beat(),
+            Timer::Tick => {
+                if self.now >= self.last_applied_ms + limits::TICK_MS {
+                    self.propose_own(Command::Tick);
+                }
+                self.at(self.now + limits::TICK_MS, Timer::Tick);
+            }
+        }
+    }
+
+    /// Proposes something that nobody waits for.
+    pub(crate) fn propose_own(&mut self, command: Command) {
+        self.propose(Caller::master(), command, Waiting { replies: Vec::new(), then: Then::Answer });
+    }
+
+    fn give_up_on(&mut self, registry: &Registry, framework: FrameworkId) {
+        let Some(record) = registry.framework(framework) else { return };
+        if record.state == FrameworkState::Connected && !self.subscribers.contains_key(&framework) {
+            self.propose_own(Command::Disconnect { framework, session: record.session });
+        }
+    }
+
+    fn complete_overdue(&mut self, registry: &Registry, framework: FrameworkId) {
+        let Some(record) = registry.framework(framework) else { return };
+        let FrameworkState::Disconnected { deadline } = record.state else { return };
+        if deadline.0 > self.now {
+            return self.at(deadline.0, Timer::Complete(framework));
+        }
+        let reason = CompletionReason::FailoverTimeout;
+        self.propose_own(Command::Complete { framework, session: record.session, reason });
+    }
+
+    fn repeat_statuses(
+        &mut self,
+        registry: &Registry,
+        due: u64,
+        launch: LaunchId,
+        repeats: &mut std::collections::BTreeMap<FrameworkId, usize>,
+    ) {
+        let Some(retry) = self.retries.get(&launch).copied().filter(|retry| retry.due == due) else { return };
+        let Some(task) = registry.task(launch).filter(|task| !task.pending.is_empty()) else {
+            self.retries.remove(&launch);
+            return;
+        };
+        let Some(connection) = self.subscribers.get(&task.framework).map(|s| s.connection) else {
+            self.retries.remove(&launch);
+            return;
+        };
+        let sent = repeats.entry(task.framework).or_default();
+        if *sent >= REPEATS_AT_ONCE {
+            return self.arm_retry(launch, 1_000, retry.pause);
+        }
+        *sent += task.pending.len();
+        for status in task.pending.clone() {
+            self.send_update(connection, task, status);
+        }
+        let pause = (retry.pause * 2).min(limits::UPDATE_RETRY_MAX_MS);
+        self.arm_retry(launch, retry.pause, pause);
+    }
+
+    /// Repeats a launch's unacknowledged statuses after `wait` milliseconds, and then after `pause`.
+    pub(crate) fn arm_retry(&mut self, launch: LaunchId, wait: u64, pause: u64) {
+        let due = self.now + wait;
+        if let Some(before) = self.retries.insert(launch, Retry { due, pause }) {
+            self.timers.remove(&(before.due, Timer::Retry(launch)));
+        }
+        self.at(due, Timer::Retry(launch));
+    }
+
+    pub(crate) fn disarm_retry(&mut self, launch: LaunchId) {
+        if let Some(before) = self.retries.remove(&launch) {
+            self.timers.remove(&(before.due, Timer::Retry(launch)));
+        }
+    }
+
+    fn check_silence(&mut self, registry: &Registry, agent: AgentId) {
+        let Some(session) = self.agents.get(&agent) else { return };
+        let due = session.heard_at + self.settings.agent_silence_ms();
+        if due > self.now {
+            return self.at(due, Timer::Silence(agent));
+        }
+        if let Some(connection) = session.open_connection() {
+            self.effects.push(Effect::Close { connection, end: StreamEnd::Silent });
+            self.drop_agent_connection(registry, connection);
+        }
+        if let Some(record) = registry.agent(agent).filter(|record| record.is_reachable()) {
+            self.propose_own(Command::MarkUnreachable { agent, attachment: record.attachment });
+            // Should the proposal be lost, it is made again.
+            self.at(self.now + self.settings.heartbeat_ms, Timer::Silence(agent));
+        }
+    }
+
+    pub(crate) fn arm_expiry(&mut self, agent: AgentId, since: ClusterTime) {
+        if self.settings.agent_expiry_ms > 0 {
+            self.at(since.plus_ms(self.settings.agent_expiry_ms).0, Timer::Expiry(agent));
+        }
+    }
+
+    fn remove_expired(&mut self, registry: &Registry, agent: AgentId) {
+        let Some(AgentState::Unreachable { since }) = registry.agent(agent).map(|record| record.state) else {
+            return;
+        };
+        if since.plus_ms(self.settings.agent_expiry_ms).0 <= self.now {
+            self.propose_own(Command::RemoveAgent { agent });
+        }
+    }
+
+    fn beat(&mut self) {
+        for subscriber in self.subscribers.values() {
+            let connection = subscriber.connection;
+            self.effects.push(Effect::ToFramework { connection, event: FrameworkEvent::Heartbeat });
+        }
+        for session in self.agents.values_mut() {
+            if let Some(connection) = session.open_connection() {
+                session.pings += 1;
+                self.effects
+                    .push(Effect::ToAgent { connection, order: AgentOrder::Ping { n: session.pings } });
+            }
+        }
+        self.at(self.now + self.settings.heartbeat_ms, Timer::Heartbeat);
+    }
+}
