@@ -1,1 +1,21 @@
-//! executor.
+//! The supervisor: parent of one framework's containers on one node, outliving the agent that started it.
+//!
+//! It refuses to have a second thread, to wait for anything but its one `epoll_wait`, to touch the network, and to
+//! read or write a regular disk: its records lie on a tmpfs, and log files are written by the [`pump`], a process
+//! of its own. What it is told to do, and what it tells, is `proffer.supervisor.v1`.
+
+// posix_spawn, and the descriptors of processes and sockets.
+#![allow(unsafe_code)]
+
+pub mod config;
+mod connection;
+pub mod daemon;
+mod launch;
+mod logs;
+mod poller;
+pub mod pump;
+mod pump_protocol;
+mod records;
+mod supervisor;
+
+pub use supervisor::Supervisor;

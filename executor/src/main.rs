@@ -1,1 +1,15 @@
-fn main() {}
+//! `proffer-executor`: the supervisor of one framework's containers on a node.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use proffer_executor::config::Config;
+use proffer_executor::{daemon, pump};
+
+fn main() -> ExitCode {
+    // The supervisor starts its log pump from its own file; it is not for people to call.
+    if std::env::args_os().nth(1).is_some_and(|word| word == pump::SUBCOMMAND) {
+        return pump::main();
+    }
+    daemon::main(Config::parse())
+}

@@ -44,12 +44,14 @@ pub fn keep_out_of_children() {
     }
 }
 
-/// Makes the allocator take large blocks from the heap too, instead of mapping each: mappings are not marked.
+/// Makes the allocator take large blocks from the heap too, instead of mapping each, and keep what it has: a
+/// mapping is not marked, nor is memory given back and taken again.
 pub fn allocate_from_heap_only() {
     #[cfg(target_env = "gnu")]
     // SAFETY: only the allocator's own settings change.
     unsafe {
         libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -101,6 +101,9 @@ fn decode_error(text: &[u8]) -> Error {
 
 /// Turns this process's view into the template and returns its namespace.
 fn build_here(covers: &[PathBuf]) -> Result<OwnedFd, Error> {
+    // Everyone must be able to pass through what is made here, whatever the supervisor's own mask.
+    // SAFETY: integers only, and the mask is this short-lived process's own.
+    unsafe { libc::umask(0o022) };
     // SAFETY: integers only.
     sys::check_int(unsafe { libc::unshare(libc::CLONE_NEWNS) })
         .and_then(|_| sys::mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None))
@@ -241,8 +244,6 @@ fn own_dev() -> Result<(), Error> {
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
     let tmpfs = Some(c"tmpfs");
     sys::mount(tmpfs, c"/dev", tmpfs, flags, Some(c"mode=0755,size=64k")).map_err(|errno| at("", errno))?;
-    // SAFETY: sets this short-lived process's own mask, so that the nodes get the modes asked for.
-    unsafe { libc::umask(0) };
     let nodes =
         [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
     for (name, major, minor) in nodes {
@@ -251,6 +252,9 @@ fn own_dev() -> Result<(), Error> {
         // SAFETY: a C string.
         sys::check_int(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o666, device) })
             .map_err(|errno| at(name, errno))?;
+        // The mask took the others' right to write.
+        fs::set_permissions(Path::new("/dev").join(name), fs::Permissions::from_mode(0o666))
+            .map_err(|error| at(name, errno_of(&error)))?;
     }
     let links = [
         ("fd", "/proc/self/fd"),

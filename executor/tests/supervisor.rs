@@ -1,0 +1,601 @@
+//! The supervisor as a process, spoken to as an agent does. What needs root says so when it cannot run.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use proffer_launcher::{proc, seqpacket};
+use proffer_wire::supervisor::v1::to_agent::Message as Told;
+use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
+use proffer_wire::supervisor::v1::*;
+use prost::Message as _;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// A running supervisor and its directories; ended and removed on drop.
+struct Node {
+    dir: tempfile::TempDir,
+    pid: i32,
+    ticks: u64,
+    isolation: Isolation,
+}
+
+impl Node {
+    fn start(isolation: Isolation) -> Self {
+        let dir = tempfile::Builder::new().prefix("proffer-executor").tempdir().expect("temp dir");
+        let output = Self::command(dir.path(), isolation).output().expect("the binary runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = fs::read_to_string(dir.path().join("run/supervisor.json")).expect("identity");
+        let number = |key: &str| -> u64 {
+            let rest = &text[text.find(key).expect("the key") + key.len() + 2..];
+            rest[..rest.find([',', '}']).expect("an end")].parse().expect("a number")
+        };
+        Node { pid: number("pid") as i32, ticks: number("start_ticks"), dir, isolation }
+    }
+
+    fn command(dir: &Path, isolation: Isolation) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proffer-executor"));
+        command.arg("--socket").arg(dir.join("socket")).arg("--runtime-dir").arg(dir.join("run"));
+        let name = if isolation == Isolation::Linux { "linux" } else { "process" };
+        command.args(["--instance", "i1", "--framework", "fw_1", "--isolation", name]);
+        command.arg("--cover").arg(dir);
+        command
+    }
+
+    fn connect(&self) -> Agent {
+        let agent = self.connect_silent();
+        agent.send(Order::Hello(Hello { protocol: 1 }), &[]);
+        let Told::Welcome(welcome) = agent.recv() else { panic!("no welcome") };
+        assert_eq!(
+            (welcome.instance.as_str(), welcome.pid, welcome.start_ticks),
+            ("i1", self.pid, self.ticks)
+        );
+        agent
+    }
+
+    fn connect_silent(&self) -> Agent {
+        Agent { socket: seqpacket::connect(&self.dir.path().join("socket"), true).expect("connect") }
+    }
+
+    fn alive(&self) -> bool {
+        proc::start_ticks(self.pid).is_ok_and(|ticks| ticks == self.ticks) && !zombie(self.pid)
+    }
+
+    fn logs(&self, id: u64) -> PathBuf {
+        self.dir.path().join(format!("logs-{id}"))
+    }
+
+    fn log(&self, id: u64, name: &str) -> String {
+        fs::read_to_string(self.logs(id).join(name)).expect("a log file")
+    }
+
+    fn request(&self, id: u64, script: &str) -> Launch {
+        Launch {
+            launch_id: id,
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            env: vec!["PATH=/usr/local/bin:/usr/bin:/bin".into()],
+            uid: if root() { 65534 } else { nix::unistd::geteuid().as_raw() },
+            gid: if root() { 65534 } else { nix::unistd::getegid().as_raw() },
+            isolation: self.isolation.into(),
+            descriptors: vec![Descriptor::SandboxDir.into(), Descriptor::LogDir.into()],
+            ..Launch::default()
+        }
+    }
+
+    /// Sends a launch with a sandbox and a log directory of its own.
+    fn launch(&self, agent: &Agent, request: Launch) {
+        let sandbox = self.dir.path().join(format!("sandbox-{}", request.launch_id));
+        let _ = fs::create_dir(&sandbox);
+        let _ = fs::create_dir(self.logs(request.launch_id));
+        if root() {
+            std::os::unix::fs::chown(&sandbox, Some(request.uid), Some(request.gid)).expect("chown");
+        }
+        let open = |path: &Path| File::open(path).expect("a directory");
+        let (sandbox, logs) = (open(&sandbox), open(&self.logs(request.launch_id)));
+        agent.send(Order::Launch(request), &[sandbox.as_fd(), logs.as_fd()]);
+    }
+
+    fn children(&self) -> Vec<i32> {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid);
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
+    }
+
+    fn pump(&self) -> i32 {
+        let is_pump = |pid: &i32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"log-pump\0"))
+        };
+        wait_for("a pump", || self.children().into_iter().find(is_pump))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.alive() {
+            kill(self.pid);
+            wait_for("the end of the supervisor", || (!self.alive()).then_some(()));
+        }
+    }
+}
+
+fn kill(pid: i32) {
+    signal(pid, Signal::SIGKILL);
+}
+
+/// To a process of this test.
+fn signal(pid: i32, signal: Signal) {
+    nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it lives");
+}
+
+fn zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with('Z'))
+}
+
+fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        // Between two looks, not instead of one.
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+struct Agent {
+    socket: OwnedFd,
+}
+
+impl Agent {
+    fn send(&self, order: Order, descriptors: &[BorrowedFd<'_>]) {
+        let body = ToSupervisor { message: Some(order) }.encode_to_vec();
+        wait_for("room to send", || match seqpacket::send(self.socket.as_fd(), &body, descriptors) {
+            Ok(()) => Some(()),
+            Err(seqpacket::Error::WouldBlock) => None,
+            Err(error) => panic!("{error}"),
+        });
+    }
+
+    fn kill(&self, launch_id: u64, grace_ms: u64) {
+        self.send(Order::Kill(Kill { launch_id, grace_ms }), &[]);
+    }
+
+    fn try_recv(&self) -> Option<Option<Told>> {
+        match seqpacket::recv(self.socket.as_fd()) {
+            Ok(Some(datagram)) => {
+                let message = ToAgent::decode(datagram.body.as_slice()).expect("a message").message;
+                Some(Some(message.expect("of a known kind")))
+            }
+            Ok(None) => Some(None),
+            Err(seqpacket::Error::WouldBlock) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn recv(&self) -> Told {
+        let mut poll = [nix::poll::PollFd::new(self.socket.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let timeout = nix::poll::PollTimeout::try_from(DEADLINE).expect("short");
+        assert_eq!(nix::poll::poll(&mut poll, timeout), Ok(1), "no message came");
+        self.try_recv().expect("readable").expect("not at its end")
+    }
+
+    fn closed(&self) {
+        wait_for("the connection's end", || match self.try_recv() {
+            Some(None) => Some(()),
+            _ => None,
+        });
+    }
+
+    fn launched(&self, id: u64) -> Launched {
+        match self.recv() {
+            Told::Launched(launched) if launched.launch_id == id => launched,
+            other => panic!("{other:?} instead of Launched {id}"),
+        }
+    }
+
+    fn exited(&self, id: u64) -> Exited {
+        match self.recv() {
+            Told::Exited(exited) if exited.launch_id == id => exited,
+            other => panic!("{other:?} instead of Exited {id}"),
+        }
+    }
+
+    fn list(&self) -> Vec<LaunchInfo> {
+        self.send(Order::List(List {}), &[]);
+        let mut all = Vec::new();
+        loop {
+            let Told::Launches(part) = self.recv() else { panic!("no list") };
+            all.extend(part.launches);
+            if !part.more {
+                return all;
+            }
+        }
+    }
+}
+
+fn modes() -> Vec<Isolation> {
+    if root() {
+        vec![Isolation::Linux, Isolation::Process]
+    } else {
+        eprintln!("linux skipped: needs root");
+        vec![Isolation::Process]
+    }
+}
+
+#[test]
+fn ends_are_reported_as_they_were() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        let cases = [("true", 0), ("false", 1 << 8), ("exit 7", 7 << 8), ("kill -USR1 $$", libc::SIGUSR1)];
+        for (id, (script, status)) in (1..).zip(cases) {
+            node.launch(&agent, node.request(id, &format!("echo out; echo err >&2; {script}")));
+            let launched = agent.launched(id);
+            assert!(launched.init_pid > 1 && launched.init_start_ticks > 0);
+            let exited = agent.exited(id);
+            assert_eq!(
+                (exited.wait_status, exited.init_died, exited.kill_sent()),
+                (status, false, KillSent::None)
+            );
+            assert!(exited.logs_complete);
+            assert_eq!(
+                (node.log(id, "stdout.0"), node.log(id, "stderr.0")),
+                ("out\n".into(), "err\n".into())
+            );
+        }
+        let mut missing = node.request(9, "");
+        missing.argv = vec!["proffer-no-such-program".into()];
+        node.launch(&agent, missing);
+        let Told::LaunchFailed(failed) = agent.recv() else { panic!("no failure") };
+        assert_eq!(
+            (failed.kind(), failed.errno, failed.step.as_str()),
+            (FailureKind::Exec, libc::ENOENT, "execve")
+        );
+        assert!(failed.message.contains("No such file"), "{}", failed.message);
+    }
+}
+
+#[test]
+fn a_task_that_ignores_sigterm_is_gone_after_its_grace() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        let script = "trap 'echo asked' TERM; setsid sh -c 'trap : TERM; while :; do sleep 0.05; done' & \
+                      echo up; while :; do sleep 0.05; done";
+        node.launch(&agent, node.request(1, script));
+        agent.launched(1);
+        wait_for("the script", || node.log(1, "stdout.0").contains("up").then_some(()));
+        let began = Instant::now();
+        agent.kill(1, 600_000);
+        wait_for("SIGTERM", || node.log(1, "stdout.0").contains("asked").then_some(()));
+        // A repeat shortens, a later one does not prolong.
+        agent.kill(1, 300);
+        agent.kill(1, 500_000);
+        let exited = agent.exited(1);
+        assert!(began.elapsed() >= Duration::from_millis(300) && began.elapsed() < DEADLINE);
+        assert_eq!((exited.wait_status, exited.kill_sent()), (libc::SIGKILL, KillSent::Kill));
+        assert_eq!(exited.init_died, mode == Isolation::Linux);
+        assert!(exited.logs_complete, "nothing is left to hold the pipes");
+        assert_eq!(node.children(), [node.pump()]);
+        // Of an ended launch a kill repeats the end.
+        agent.kill(1, 0);
+        assert_eq!(agent.exited(1), exited);
+        agent.kill(2, 0);
+        assert_eq!(agent.recv(), Told::Unknown(Unknown { launch_id: 2 }));
+
+        node.launch(&agent, node.request(3, "trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done"));
+        agent.launched(3);
+        wait_for("the script", || node.log(3, "stdout.0").contains("up").then_some(()));
+        agent.kill(3, 600_000);
+        let exited = agent.exited(3);
+        assert_eq!((exited.wait_status, exited.kill_sent()), (5 << 8, KillSent::Term));
+    }
+}
+
+#[test]
+fn an_exit_while_nobody_is_connected_is_reported_later() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        let go = node.dir.path().join("sandbox-1/go");
+        node.launch(&agent, node.request(1, "while ! [ -e go ]; do sleep 0.01; done; exit 7"));
+        agent.launched(1);
+        drop(agent);
+        fs::write(go, "").expect("written");
+        let record = node.dir.path().join("run/exit/1");
+        let bytes = wait_for("the exit record", || fs::read(&record).ok());
+        let Some(Told::Exited(recorded)) = ToAgent::decode(bytes.as_slice()).expect("a message").message
+        else {
+            panic!("not an exit");
+        };
+        assert_eq!(recorded.wait_status, 7 << 8);
+        let agent = node.connect();
+        let exited = wait_for("its end", || match agent.list().as_slice() {
+            [info] if info.state() == LaunchState::Ended => match &info.end {
+                Some(launch_info::End::Exited(exited)) => Some(exited.clone()),
+                other => panic!("{other:?}"),
+            },
+            [info] if info.state() == LaunchState::Running => None,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!((exited.launch_id, exited.wait_status), (1, 7 << 8));
+        // The push may have crossed the list; forgetting ends both.
+        agent.send(Order::Forget(Forget { launch_id: 1 }), &[]);
+        assert_eq!(agent.list(), []);
+        assert!(!record.exists() && !node.dir.path().join("run/launch/1").exists());
+    }
+}
+
+#[test]
+fn a_repeated_launch_only_repeats_its_answer() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    let request = node.request(1, "echo start; while ! [ -e go ]; do sleep 0.01; done");
+    node.launch(&agent, request.clone());
+    let launched = agent.launched(1);
+    assert!(node.dir.path().join("run/launch/1").exists());
+    node.launch(&agent, request.clone());
+    assert_eq!(agent.launched(1), launched);
+    drop(agent);
+    let agent = node.connect();
+    node.launch(&agent, request.clone());
+    assert_eq!(agent.launched(1), launched);
+    agent.send(Order::Forget(Forget { launch_id: 1 }), &[]);
+    assert!(matches!(agent.recv(), Told::Refused(refused) if refused.launch_id == 1));
+    fs::write(node.dir.path().join("sandbox-1/go"), "").expect("written");
+    let exited = agent.exited(1);
+    node.launch(&agent, request);
+    assert_eq!(agent.exited(1), exited);
+    assert_eq!(node.log(1, "stdout.0"), "start\n");
+}
+
+#[test]
+fn a_newer_connection_discards_what_is_unread_on_the_older() {
+    let node = Node::start(Isolation::Process);
+    let silent = node.connect_silent();
+    silent.send(Order::List(List {}), &[]);
+    assert!(matches!(silent.recv(), Told::Refused(_)), "Hello comes first");
+
+    let older = node.connect();
+    let newer = node.connect_silent();
+    // The supervisor is held still while both write, so that it finds the newer's Hello and the older's launch
+    // at once; whichever it looks at first, after the welcome nothing of the older's is begun.
+    signal(node.pid, Signal::SIGSTOP);
+    newer.send(Order::Hello(Hello { protocol: 1 }), &[]);
+    node.launch(&older, node.request(1, "true"));
+    signal(node.pid, Signal::SIGCONT);
+    assert!(matches!(newer.recv(), Told::Welcome(_)));
+    let known = newer.list();
+    older.closed();
+    let begun = node.dir.path().join("run/launch/1").exists();
+    assert_eq!(begun, !known.is_empty(), "what the welcome did not see was begun later");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_and_leaves_nothing() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    let good = node.request(1, "true");
+    let refused = |request: Launch, part: &str| {
+        let id = request.launch_id;
+        node.launch(&agent, request);
+        let Told::Refused(refused) = agent.recv() else { panic!("not refused: {part}") };
+        assert!(refused.launch_id == id && refused.reason.contains(part), "{}", refused.reason);
+    };
+    refused(Launch { launch_id: 0, ..good.clone() }, "launch_id");
+    refused(Launch { argv: vec![], ..good.clone() }, "argv");
+    refused(Launch { env: vec!["=x".into()], ..good.clone() }, "NAME=value");
+    refused(Launch { isolation: 0, ..good.clone() }, "isolation");
+    refused(Launch { isolation: Isolation::Linux.into(), ..good.clone() }, "--isolation linux");
+    refused(Launch { descriptors: vec![Descriptor::LogDir.into()], ..good.clone() }, "2 descriptors came");
+    let twice = vec![Descriptor::LogDir.into(); 2];
+    refused(Launch { descriptors: twice, ..good.clone() }, "more than 1");
+    refused(Launch { descriptors: vec![99, Descriptor::LogDir.into()], ..good.clone() }, "descriptors");
+    refused(Launch { limits: vec![Limit::default()], ..good.clone() }, "limit");
+
+    let garbage = [0xff; 10];
+    seqpacket::send(agent.socket.as_fd(), &garbage, &[]).expect("sent");
+    assert!(matches!(agent.recv(), Told::Refused(_)));
+    let large = vec![0; seqpacket::DATAGRAM_MAX + 1];
+    assert_eq!(nix::unistd::write(&agent.socket, &large), Ok(large.len()));
+    assert!(matches!(agent.recv(), Told::Refused(refused) if refused.reason.contains("datagram")));
+
+    assert_eq!(agent.list(), []);
+    assert_eq!(fs::read_dir(node.dir.path().join("run/launch")).expect("directory").count(), 0);
+    let second = Node::command(node.dir.path(), Isolation::Process).output().expect("it runs");
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("already belongs"), "{second:?}");
+    node.launch(&agent, good);
+    agent.launched(1);
+    agent.exited(1);
+}
+
+#[test]
+fn a_dead_pump_is_replaced_and_nothing_is_lost() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    let script =
+        "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); [ $((i % 100)) = 0 ] && sleep 0.02; done";
+    let mut request = node.request(1, script);
+    request.logs = Some(LogSettings { file_bytes: 4096, files: 100 });
+    node.launch(&agent, request);
+    agent.launched(1);
+    for round in 0..3 {
+        let enough = |count: usize| (count > round * 2 + 1).then_some(());
+        wait_for("some logs", || enough(fs::read_dir(node.logs(1)).expect("directory").count()));
+        let pump = node.pump();
+        kill(pump);
+        wait_for("another pump", || (node.pump() != pump).then_some(()));
+    }
+    assert!(agent.exited(1).logs_complete);
+    let mut files = fs::read_dir(node.logs(1))
+        .expect("directory")
+        .map(|entry| entry.expect("entry").file_name().into_string().expect("text"))
+        .filter_map(|name| name.strip_prefix("stdout.").map(|start| start.parse::<u64>().expect("a number")))
+        .collect::<Vec<_>>();
+    files.sort_unstable();
+    let mut all = String::new();
+    for start in files {
+        assert_eq!(start, all.len() as u64, "the name is the offset");
+        all.push_str(&node.log(1, &format!("stdout.{start}")));
+    }
+    let expected = (0..2000).map(|i| format!("line {i}\n")).collect::<String>();
+    assert_eq!(all.len(), expected.len());
+    assert!(all == expected);
+}
+
+#[test]
+fn a_killed_supervisor_takes_its_containers_along() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        node.launch(&agent, node.request(1, "trap '' TERM; setsid sleep 1000 & echo up; sleep 1000"));
+        let init = agent.launched(1).init_pid;
+        wait_for("the script", || node.log(1, "stdout.0").contains("up").then_some(()));
+        let pump = node.pump();
+        kill(node.pid);
+        agent.closed();
+        wait_for("the end of init", || {
+            (!Path::new(&format!("/proc/{init}")).exists() || zombie(init)).then_some(())
+        });
+        // The pump ends when no process holds a pipe any more: the whole tree is gone.
+        wait_for("the end of the pump", || {
+            (!Path::new(&format!("/proc/{pump}")).exists() || zombie(pump)).then_some(())
+        });
+        assert!(
+            node.dir.path().join("run/launch/1").exists() && !node.dir.path().join("run/exit/1").exists()
+        );
+    }
+}
+
+#[test]
+fn shutdown_waits_for_the_last_launch() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    node.launch(&agent, node.request(1, "while ! [ -e go ]; do sleep 0.01; done"));
+    agent.launched(1);
+    agent.send(Order::Shutdown(Shutdown {}), &[]);
+    assert_eq!(agent.recv(), Told::Draining(Draining { launches: 1 }));
+    node.launch(&agent, node.request(2, "true"));
+    assert!(matches!(agent.recv(), Told::Refused(refused) if refused.reason.contains("draining")));
+    fs::write(node.dir.path().join("sandbox-1/go"), "").expect("written");
+    agent.exited(1);
+    agent.send(Order::Forget(Forget { launch_id: 1 }), &[]);
+    agent.closed();
+    wait_for("its end", || (!node.alive()).then_some(()));
+    assert!(
+        !node.dir.path().join("socket").exists() && !node.dir.path().join("run/supervisor.json").exists()
+    );
+}
+
+#[test]
+fn many_launches_leave_nothing_behind() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", node.pid)).expect("proc").count();
+        let lines = |what: &str| {
+            fs::read_to_string(format!("/proc/{}/{what}", node.pid)).expect("proc").lines().count()
+        };
+        let round = |ids: std::ops::Range<u64>| {
+            for id in ids.clone() {
+                node.launch(&agent, node.request(id, "echo $$ > here"));
+            }
+            let mut ended = 0;
+            while ended < ids.end - ids.start {
+                match agent.recv() {
+                    Told::Launched(_) => {}
+                    Told::Exited(exited) => {
+                        assert_eq!(exited.wait_status, 0);
+                        agent.send(Order::Forget(Forget { launch_id: exited.launch_id }), &[]);
+                        ended += 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(agent.list(), []);
+        };
+        // The first ones leave the pump and buffers that stay.
+        round(1..5);
+        let before = (
+            count("fd"),
+            lines("mountinfo"),
+            count("task"),
+            fs::read_dir(format!("/proc/{}/fd", node.pump())).expect("proc").count(),
+        );
+        round(10..60);
+        let after = (
+            count("fd"),
+            lines("mountinfo"),
+            count("task"),
+            fs::read_dir(format!("/proc/{}/fd", node.pump())).expect("proc").count(),
+        );
+        assert_eq!(before, after);
+        assert_eq!(node.children(), [node.pump()]);
+        for part in ["launch", "exit"] {
+            assert_eq!(fs::read_dir(node.dir.path().join("run").join(part)).expect("directory").count(), 0);
+        }
+        // In a session of its own and with nothing of its starter's.
+        let fds = fs::read_dir(format!("/proc/{}/fd", node.pid)).expect("proc");
+        let targets = fds.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).collect::<Vec<_>>();
+        assert!(
+            !targets.iter().any(
+                |target| target.starts_with(std::env::temp_dir()) && !target.starts_with(node.dir.path())
+            ),
+            "{targets:?}"
+        );
+        let pid = Pid::from_raw(node.pid);
+        assert_eq!(nix::unistd::getsid(Some(pid)), Ok(pid));
+    }
+}
+
+#[test]
+fn a_failed_start_says_why() {
+    let dir = tempfile::Builder::new().prefix("proffer-executor").tempdir().expect("temp dir");
+    let mut command = Node::command(&dir.path().join("absent"), Isolation::Process);
+    let output = command.output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("absent/run") && text.contains("No such file"), "{text}");
+}
+
+/// Not a test of speed: run with `--ignored --nocapture` for a figure beside the machine's own.
+#[test]
+#[ignore = "a measurement"]
+fn launches_per_second() -> io::Result<()> {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        let started = Instant::now();
+        const COUNT: u64 = 500;
+        for id in 1..=COUNT {
+            let mut request = node.request(id, "");
+            request.argv = vec!["/bin/true".into()];
+            request.descriptors.pop();
+            let sandbox = File::open(node.dir.path())?;
+            agent.send(Order::Launch(request), &[sandbox.as_fd()]);
+            agent.launched(id);
+            agent.exited(id);
+            agent.send(Order::Forget(Forget { launch_id: id }), &[]);
+        }
+        let ours = COUNT as f64 / started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        for _ in 0..COUNT {
+            Command::new("/bin/true").status()?;
+        }
+        let spawn = COUNT as f64 / started.elapsed().as_secs_f64();
+        eprintln!("{mode:?}: {ours:.0} launches/s serial, {spawn:.0} spawns/s");
+    }
+    Ok(())
+}
