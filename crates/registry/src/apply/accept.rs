@@ -6,8 +6,8 @@ use std::sync::Arc;
 use proffer_types::command::{AcceptPart, CallId, Refusal, Rejection};
 use proffer_types::limits::{LIVE_TASKS_PER_FRAMEWORK, SPEC_BYTES_MAX, SPEC_BYTES_PER_FRAMEWORK};
 use proffer_types::{
-    AgentId, FrameworkId, LaunchId, Reason, Resources, Source, SpecDigest, Status, Task, TaskId, TaskLaunch,
-    TaskSpec, TaskState,
+    AgentId, ClusterTime, FrameworkId, FrameworkState, LaunchId, Reason, Resources, Source, SpecDigest,
+    Status, Task, TaskId, TaskLaunch, TaskSpec, TaskState,
 };
 
 use super::Step;
@@ -201,6 +201,12 @@ impl Step<'_> {
         }
         if let Some(record) = self.state.frameworks.get_mut(&framework) {
             record.launched = true;
+            // It may have left since it asked; from its first launch on it waits for its tasks.
+            if record.info.ends_with_tasks
+                && let FrameworkState::Disconnected { deadline } = &mut record.state
+            {
+                *deadline = ClusterTime(u64::MAX);
+            }
             record.live_tasks += 1;
             record.spec_bytes += new_bytes;
         }
