@@ -16,6 +16,7 @@
 // System calls on raw descriptors (pre-exec moves, openat2, pidfds) have no safe form.
 #![allow(unsafe_code)]
 
+mod cgroup;
 mod error;
 mod event;
 mod spec;

@@ -1,0 +1,54 @@
+//! Processor time: a share when the machine is busy, and a limit always.
+
+use std::path::Path;
+
+use cgroups_rs::fs::cpu::CpuController;
+
+use super::{Layout, read_keyed, read_number};
+use crate::Error;
+
+/// The period of the limit, in microseconds. A smaller limit than 1 ms per period is refused by the kernel, so that
+/// very small ones need the longer period.
+const PERIOD_US: u64 = 100_000;
+const PERIOD_LONG_US: u64 = 1_000_000;
+
+/// Sets what the group weighs against its siblings: in proportion to its cpus (milli).
+pub(super) fn set_share(dir: &Path, cpus_milli: u64, v2: bool) -> Result<(), Error> {
+    // v1: 1024 per cpu, from 2 to 262,144. v2: 100 per cpu, from 1 to 10,000; cgroups-rs writes either as it is given.
+    let (what, share) = if v2 {
+        ("cpu.weight", (cpus_milli / 10).clamp(1, 10_000))
+    } else {
+        ("cpu.shares", (cpus_milli.saturating_mul(1024) / 1000).clamp(2, 262_144))
+    };
+    let set = controller(dir, v2).set_shares(share);
+    set.map_err(|source| Error::Limit { what, value: share, path: dir.to_owned(), source })
+}
+
+/// Sets the most processor time the group may use (milli-cpus).
+pub(super) fn set_limit(dir: &Path, cpus_milli: u64, v2: bool) -> Result<(), Error> {
+    let period = if cpus_milli < 10 { PERIOD_LONG_US } else { PERIOD_US };
+    let quota = cpus_milli.max(1).saturating_mul(period / 1000).min(i64::MAX as u64 / 1000);
+    let cpu = controller(dir, v2);
+    let failed = |source| Error::Limit { what: "cpu quota", value: quota, path: dir.to_owned(), source };
+    if v2 {
+        return cpu.set_cfs_quota_and_period(Some(quota as i64), Some(period)).map_err(failed);
+    }
+    // The period first: the quota is checked against it.
+    cpu.set_cfs_period(period).map_err(failed)?;
+    cpu.set_cfs_quota(quota as i64).map_err(failed)
+}
+
+/// Processor time so far (microseconds); 0 on v1 without cpuacct.
+pub(super) fn used_usec(layout: &Layout, group: &Path) -> Result<u64, Error> {
+    match layout {
+        Layout::V2(root) => Ok(read_keyed(root.join(group).join("cpu.stat"), "usage_usec")?.unwrap_or(0)),
+        Layout::V1(_) => match layout.root_of("cpuacct") {
+            Some(root) => Ok(read_number(root.join(group).join("cpuacct.usage"))? / 1000),
+            None => Ok(0),
+        },
+    }
+}
+
+fn controller(dir: &Path, v2: bool) -> CpuController {
+    CpuController::new(dir.to_owned(), dir.to_owned(), v2)
+}

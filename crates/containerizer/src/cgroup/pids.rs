@@ -1,0 +1,26 @@
+//! How many processes and threads there may be.
+
+use std::path::Path;
+
+use cgroups_rs::fs::MaxValue;
+use cgroups_rs::fs::pid::PidController;
+
+use super::read_number;
+use crate::Error;
+
+/// Sets the limit.
+pub(super) fn set_limit(dir: &Path, most: u64, v2: bool) -> Result<(), Error> {
+    let pids = PidController::new(dir.to_owned(), dir.to_owned(), v2);
+    let value = i64::try_from(most).map_or(MaxValue::Max, MaxValue::Value);
+    pids.set_pid_max(value).map_err(|source| Error::Limit {
+        what: "pids.max",
+        value: most,
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+/// How many there are.
+pub(super) fn current(dir: &Path) -> Result<u64, Error> {
+    read_number(dir.join("pids.current"))
+}
