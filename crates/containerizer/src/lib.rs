@@ -19,6 +19,7 @@
 mod cgroup;
 mod error;
 mod event;
+pub mod fake;
 mod spec;
 
 use std::path::PathBuf;
