@@ -1,1 +1,1 @@
-//! client.
+pub mod core;
