@@ -81,13 +81,17 @@ fn reap(payload: i32) -> Option<c_int> {
 fn kill_tree(payload: i32) -> Option<c_int> {
     let mut found = None;
     for _ in 0..KILL_ROUNDS {
-        let killed = tree::signal_descendants(libc::SIGKILL);
         found = reap(payload).or(found);
-        // SAFETY: no status is written.
-        let left = unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
-        if killed == 0 && left == -1 {
+        // Every descendant whose ancestors have ended is a child of this process: no child, no descendant.
+        // SAFETY: no status is written, and WNOWAIT leaves what has ended for `reap`.
+        let none = unsafe {
+            let mut info = std::mem::zeroed::<libc::siginfo_t>();
+            libc::waitid(libc::P_ALL, 0, &mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) == -1
+        };
+        if none {
             break;
         }
+        tree::signal_descendants(libc::SIGKILL);
         let pause = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         // SAFETY: `pause` is owned here.
         unsafe { libc::nanosleep(&pause, ptr::null_mut()) };
