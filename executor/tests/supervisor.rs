@@ -77,8 +77,9 @@ impl Node {
         self.dir.path().join(format!("logs-{id}"))
     }
 
+    /// Empty, as long as the pump has not begun it.
     fn log(&self, id: u64, name: &str) -> String {
-        fs::read_to_string(self.logs(id).join(name)).expect("a log file")
+        fs::read_to_string(self.logs(id).join(name)).unwrap_or_default()
     }
 
     fn request(&self, id: u64, script: &str) -> Launch {
@@ -353,6 +354,12 @@ fn a_repeated_launch_only_repeats_its_answer() {
     node.launch(&agent, request.clone());
     let launched = agent.launched(1);
     assert!(node.dir.path().join("run/launch/1").exists());
+    if let Ok(maps) = fs::read_to_string(format!("/proc/{}/maps", launched.init_pid)) {
+        assert!(
+            maps.contains("[stack]") && !maps.contains("[heap]"),
+            "the supervisor's heap is in init:\n{maps}"
+        );
+    }
     node.launch(&agent, request.clone());
     assert_eq!(agent.launched(1), launched);
     drop(agent);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -82,6 +82,8 @@ struct Ran {
 }
 
 struct Options<'a> {
+    cgroup_dir: Option<BorrowedFd<'a>>,
+    cgroup_procs: &'a [BorrowedFd<'a>],
     uid: u32,
     sandbox: Option<Sandbox<'a>>,
     isolation: Isolation<'a>,
@@ -92,6 +94,8 @@ struct Options<'a> {
 impl Default for Options<'_> {
     fn default() -> Self {
         Options {
+            cgroup_dir: None,
+            cgroup_procs: &[],
             uid: NOBODY,
             sandbox: None,
             isolation: Isolation::Process,
@@ -117,8 +121,8 @@ fn start(argv: &[&str], options: &Options<'_>) -> Result<(Container, fs::File), 
         limits: options.limits,
         isolation: options.isolation,
         sandbox: options.sandbox,
-        cgroup_dir: None,
-        cgroup_procs: &[],
+        cgroup_dir: options.cgroup_dir,
+        cgroup_procs: options.cgroup_procs,
         stdin: null.as_fd(),
         stdout: write.as_fd(),
         stderr: write.as_fd(),
@@ -371,4 +375,77 @@ fn no_descriptor_is_left_open() {
     }
     // Other tests run beside this one and hold a few.
     assert!(of_ours() < 15, "pidfds pile up");
+}
+
+/// A cgroup directory of this test, removed on drop.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(parent: &str) -> Option<Self> {
+        let dir = Path::new(parent).join(format!("proffer-launcher-{}", std::process::id()));
+        fs::create_dir(&dir).ok().map(|()| Group(dir))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A group stays busy for a moment after its last process.
+        let deadline = Instant::now() + DEADLINE;
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn the_payload_starts_in_its_v1_groups() {
+    if !root() {
+        return;
+    }
+    let groups = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/cpuacct"].map(Group::new);
+    let [Some(pids), Some(cpuacct)] = &groups else {
+        eprintln!("skipped: needs cgroup v1");
+        return;
+    };
+    fs::write(pids.0.join("pids.max"), "4").expect("limit");
+    let procs = [pids, cpuacct].map(|group| {
+        fs::File::options().write(true).open(group.0.join("cgroup.procs")).expect("cgroup.procs")
+    });
+    let procs = [procs[0].as_fd(), procs[1].as_fd()];
+    // Init, the shell and two children: a third does not fit.
+    let script = "cut -d: -f2- /proc/self/cgroup | grep -E '^(pids|cpuacct):'; (sleep 0.1 & sleep 0.1 & sleep 0.1 & wait) 2>&1";
+    let ran = run(&["sh", "-c", script], &Options { cgroup_procs: &procs, ..linux() });
+    assert!(ran.output.contains("pids:/\n") && ran.output.contains("cpuacct:/\n"), "{}", ran.output);
+    assert!(ran.output.to_lowercase().contains("fork"), "the limit did not hold: {}", ran.output);
+    assert!(fs::read_to_string(pids.0.join("cgroup.procs")).expect("procs").is_empty());
+}
+
+#[test]
+fn the_clone_enters_its_v2_group() {
+    if !root() {
+        return;
+    }
+    let group = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .filter(|parent| Path::new(parent).join("cgroup.controllers").exists())
+        .find_map(Group::new);
+    let Some(group) = group else {
+        eprintln!("skipped: needs cgroup v2");
+        return;
+    };
+    let dir = fs::File::open(&group.0).expect("directory");
+    let options = Options { cgroup_dir: Some(dir.as_fd()), ..linux() };
+    let (container, mut read) =
+        start(&["sh", "-c", "grep ^0: /proc/self/cgroup; echo up; kill -STOP $$"], &options).expect("spawn");
+    let mut output = [0; 64];
+    let mut length = 0;
+    while !output[..length].ends_with(b"up\n") {
+        length += read.read(&mut output[length..]).expect("output");
+    }
+    assert_eq!(&output[..length], b"0::/\nup\n");
+    let procs = fs::read_to_string(group.0.join("cgroup.procs")).expect("procs");
+    assert_eq!(procs.lines().count(), 2, "init and payload: {procs}");
+    assert!(procs.lines().any(|pid| pid == container.pid().to_string()));
+    container.kill();
+    assert_eq!(events(&container), [Event::Started]);
 }
