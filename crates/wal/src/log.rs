@@ -95,6 +95,9 @@ impl Log {
         let found = Found::read(disk.as_ref(), dir, &options)?;
         // Everything was believed: from here on files may be changed.
         found.clean_up(disk.as_ref())?;
+        if options.sync == SyncPolicy::Always {
+            found.make_durable(disk.as_ref(), dir)?;
+        }
         let settled = Settled::open(disk.as_ref(), dir, found.settled)?;
         let Found { mut segments, records, end, chain, .. } = found;
         let (file, file_bytes) = match segments.back() {
@@ -214,6 +217,8 @@ impl Log {
         }
         let bytes = self.options.segment_bytes.max(HEADER as u64 + batch);
         let (path, file) = create_segment(self.disk.as_ref(), &self.dir, self.chain, bytes)?;
+        // One without a record yet, too small for this batch, was replaced: it had the same name.
+        self.segments.pop_back_if(|current| current.first == self.chain.seq);
         self.segments.push_back(Segment { first: self.chain.seq, path });
         self.file = file;
         self.file_bytes = bytes;
@@ -370,6 +375,16 @@ impl Found {
             self.chain.seq
         );
         Err(Error::corrupt(path, offset, what))
+    }
+
+    /// A process that was killed may have left its last batch and the name of its last segment in the page
+    /// cache only. They were read, so they will be relied on: a loss of power must not take them back.
+    fn make_durable(&self, disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+        if let Some(Segment { path, .. }) = self.segments.back() {
+            let mut file = disk.open(path).map_err(Error::io("open", path))?;
+            file.sync().map_err(Error::io("sync", path))?;
+        }
+        disk.sync_dir(dir).map_err(Error::io("sync directory", dir))
     }
 
     fn clean_up(&self, disk: &dyn Disk) -> Result<(), Error> {

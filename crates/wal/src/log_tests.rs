@@ -77,6 +77,35 @@ fn a_batch_larger_than_a_segment_fits() {
     check_records(&open(&disk).unwrap().1, 1, 51);
 }
 
+/// What a killed process wrote and did not sync is read by the next, and stays even when power is lost then.
+#[test]
+fn what_was_read_once_is_there_for_good() {
+    for seed in 0..300 {
+        let (disk, mut log) = fresh();
+        append(&mut log, 2).unwrap();
+        disk.stop_after(1 + seed % 8);
+        while append(&mut log, 3).is_ok() {}
+        drop(log);
+        disk.kill();
+        let (_, first) = open(&disk).unwrap();
+        disk.crash(seed);
+        let (_, second) = open(&disk).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_eq!(first, second, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_segment_too_small_for_its_first_batch_is_replaced() {
+    let (disk, mut log) = fresh();
+    append(&mut log, 50).unwrap();
+    append(&mut log, 50).unwrap();
+    assert_eq!(log.segment_count(), 2);
+    log.truncate_front(100).unwrap();
+    append(&mut log, 1).unwrap();
+    drop(log);
+    check_records(&open(&disk).unwrap().1, 51, 101);
+}
+
 /// Whatever a crash leaves of an unacknowledged batch, the log opens, everything acknowledged is there, and
 /// it goes on.
 #[test]

@@ -116,6 +116,8 @@ impl SnapshotStore {
             }
         }
         store.disk.create_dir_all(dir).map_err(Error::io("create directory", dir))?;
+        // A process that was killed may have left the manifest's new name in the page cache only.
+        store.disk.sync_dir(dir).map_err(Error::io("sync directory", dir))?;
         store.collect(current.as_ref())?;
         Ok((store, current))
     }
