@@ -1,1 +1,6 @@
-//! master.
+//! The master: the shell around the registry, the broker and Raft. It decides nothing: it carries events to the
+//! [`mind`], and does what comes back.
+
+pub mod config;
+pub mod driver;
+pub mod mind;

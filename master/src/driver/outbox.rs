@@ -1,0 +1,165 @@
+//! Bounded queues from the mind to the served streams. The mind never waits for a reader: one that is too slow loses
+//! its stream, and begins again with a snapshot.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use proffer_types::call::ConnectionId;
+use proffer_types::event::{AgentOrder, FrameworkEvent, StreamEnd};
+use proffer_types::{FrameworkId, SessionId};
+use tokio::sync::{Notify, mpsc};
+
+use super::{Notice, View};
+
+/// Items that a stream may be behind. An event is some hundred bytes, a launch at most a spec (64 KiB, shared by its
+/// tasks), so a stream holds a few megabytes at most.
+const OUTBOX_ITEMS: usize = 8_192;
+
+/// To whoever serves a framework's stream.
+#[derive(Clone, Debug)]
+pub enum FrameworkItem {
+    /// The subscription is open. What follows for the framework is read from `view`: its tasks as a snapshot, then
+    /// every status that waits for an acknowledgement; then come the events.
+    Open {
+        /// The framework.
+        framework: FrameworkId,
+        /// Its session.
+        session: SessionId,
+        /// The highest sequence number whose answer is stored.
+        last_seq: u64,
+        /// The state.
+        view: Box<View>,
+    },
+    /// An event.
+    Event(FrameworkEvent),
+}
+
+struct Queue<T> {
+    items: VecDeque<T>,
+    end: Option<StreamEnd>,
+}
+
+/// A queue with one writer, the driver, and one reader.
+pub(crate) struct Outbox<T> {
+    queue: Mutex<Queue<T>>,
+    readable: Notify,
+}
+
+impl<T> Outbox<T> {
+    pub(crate) fn new() -> Self {
+        Self { queue: Mutex::new(Queue { items: VecDeque::new(), end: None }), readable: Notify::new() }
+    }
+
+    /// Puts an item in; a reader that is too far behind loses everything and its stream.
+    pub(crate) fn push(&self, item: T) {
+        let mut queue = self.lock();
+        if queue.end.is_none() {
+            if queue.items.len() >= OUTBOX_ITEMS {
+                queue.items = VecDeque::new();
+                queue.end = Some(StreamEnd::Resync);
+            } else {
+                queue.items.push_back(item);
+            }
+        }
+        drop(queue);
+        self.readable.notify_one();
+    }
+
+    /// Ends the stream behind what is queued.
+    pub(crate) fn close(&self, end: StreamEnd) {
+        self.lock().end.get_or_insert(end);
+        self.readable.notify_one();
+    }
+
+    async fn next(&self, max: usize) -> Result<Vec<T>, StreamEnd> {
+        loop {
+            {
+                let mut queue = self.lock();
+                if !queue.items.is_empty() {
+                    let count = queue.items.len().min(max);
+                    return Ok(queue.items.drain(..count).collect());
+                }
+                if let Some(end) = queue.end {
+                    return Err(end);
+                }
+            }
+            self.readable.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<T>> {
+        self.queue.lock().expect("nothing panics with the queue in its hands")
+    }
+}
+
+macro_rules! stream {
+    ($(#[$doc:meta])* $name:ident, $item:ty, $gone:ident) => {
+        $(#[$doc])*
+        pub struct $name {
+            outbox: Arc<Outbox<$item>>,
+            connection: ConnectionId,
+            notices: mpsc::UnboundedSender<Notice>,
+        }
+
+        impl $name {
+            pub(crate) fn new(
+                outbox: Arc<Outbox<$item>>,
+                connection: ConnectionId,
+                notices: mpsc::UnboundedSender<Notice>,
+            ) -> Self {
+                Self { outbox, connection, notices }
+            }
+
+            /// What waits, at most `max` items, in order; waits until there is something.
+            ///
+            /// # Errors
+            /// The stream has ended, and why.
+            pub async fn next(&mut self, max: usize) -> Result<Vec<$item>, StreamEnd> {
+                self.outbox.next(max).await
+            }
+
+            /// Whether the stream was cut because its reader is too slow. Such a reader may not see its end: the
+            /// transport delivers nothing to a stream without window.
+            pub fn is_cut(&self) -> bool {
+                self.outbox.lock().end == Some(StreamEnd::Resync)
+            }
+        }
+
+        impl Drop for $name {
+            fn drop(&mut self) {
+                let _ = self.notices.send(Notice::$gone { connection: self.connection });
+            }
+        }
+    };
+}
+
+stream!(
+    /// Events for a framework.
+    FrameworkStream, FrameworkItem, FrameworkGone
+);
+stream!(
+    /// Orders for an agent.
+    AgentStream, AgentOrder, AgentGone
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_reader_is_cut_and_told_so() {
+        let outbox = Outbox::new();
+        (0..=OUTBOX_ITEMS).for_each(|n| outbox.push(n));
+        assert_eq!(outbox.next(10).await, Err(StreamEnd::Resync));
+    }
+
+    #[tokio::test]
+    async fn what_was_queued_comes_before_the_end() {
+        let outbox = Outbox::new();
+        outbox.push(1);
+        outbox.close(StreamEnd::NotLeader);
+        outbox.push(2);
+        assert_eq!(outbox.next(10).await, Ok(vec![1]));
+        assert_eq!(outbox.next(10).await, Err(StreamEnd::NotLeader));
+    }
+}

@@ -1,0 +1,446 @@
+//! The loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use proffer_broker::{Effect, Settings};
+use proffer_raft::{Event as RaftEvent, Role};
+use proffer_registry::Registry;
+use proffer_types::call::{Call, ConnectionId, ReplyId};
+use proffer_types::event::{AgentOrder, FrameworkEvent, Refused, Reply, StreamEnd};
+use proffer_types::{AgentId, Caller, ClusterId, Epoch, LaunchId, MasterId};
+use tokio::sync::oneshot;
+use tracing::{debug, error, info, warn};
+
+use super::logs::{CHUNKS_QUEUED, TICKET_MS};
+use super::outbox::Outbox;
+use super::{Ask, FrameworkItem, Handle, Inbox, LogChunks, LogRequest, MasterView, Notice, PendingData, View, channel};
+use crate::mind::{Mind, Now, Output};
+
+/// What a driver needs to know of its master.
+#[derive(Clone, Debug)]
+pub struct MasterSettings {
+    /// Its id.
+    pub id: u64,
+    /// Where clients reach it.
+    pub advertise: String,
+    /// All masters and where they are reached, as configured.
+    pub masters: Vec<(u64, String)>,
+    /// The leader's patience.
+    pub broker: Settings,
+}
+
+/// Notices and asks taken between two looks at the clock: a slice of some milliseconds.
+const SLICE: usize = 1_024;
+
+/// A ticket that waits for its agent.
+struct Ticket {
+    data: PendingData,
+    expires: Instant,
+}
+
+/// A read that waits for its index.
+struct WaitingView {
+    min_index: u64,
+    reply: oneshot::Sender<Result<View, Refused>>,
+}
+
+/// The loop and all that it owns.
+pub struct Driver {
+    settings: MasterSettings,
+    mind: Mind,
+    inbox: Inbox,
+    raft: Option<proffer_raft::Handle>,
+    started: Instant,
+    frameworks: BTreeMap<ConnectionId, Arc<Outbox<FrameworkItem>>>,
+    agents: BTreeMap<ConnectionId, Arc<Outbox<AgentOrder>>>,
+    replies: BTreeMap<ReplyId, oneshot::Sender<Result<Reply, Refused>>>,
+    next_reply: u64,
+    reads: BTreeMap<u64, WaitingView>,
+    /// Reads that are confirmed but ask for an index that is not applied yet.
+    early: Vec<WaitingView>,
+    next_read: u64,
+    tickets: BTreeMap<[u8; 16], Ticket>,
+    epoch: Epoch,
+    cluster: Option<ClusterId>,
+    stop: bool,
+}
+
+impl Driver {
+    /// A driver and the handle to it. Raft's events go in through [`Handle::raft_events`]; Raft itself is given to
+    /// [`Self::run`].
+    pub fn new(settings: MasterSettings) -> (Handle, Self) {
+        let (handle, inbox) = channel();
+        let driver = Self {
+            mind: Mind::new(settings.broker.clone()),
+            settings,
+            inbox,
+            raft: None,
+            started: Instant::now(),
+            frameworks: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            next_reply: 0,
+            reads: BTreeMap::new(),
+            early: Vec::new(),
+            next_read: 0,
+            tickets: BTreeMap::new(),
+            epoch: Epoch::default(),
+            cluster: None,
+            stop: false,
+        };
+        (handle, driver)
+    }
+
+    /// Runs until told to stop.
+    ///
+    /// # Errors
+    /// Something in the log that this program cannot read.
+    pub fn run(mut self, raft: proffer_raft::Handle) -> anyhow::Result<()> {
+        self.raft = Some(raft);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(async {
+            while !self.stop {
+                self.turn().await?;
+            }
+            Ok(())
+        })
+    }
+
+    async fn turn(&mut self) -> anyhow::Result<()> {
+        let deadline = self.mind.next_deadline().map(|due| self.started + Duration::from_millis(due));
+        let idle = Instant::now() + Duration::from_secs(1);
+        let wake = tokio::time::Instant::from_std(deadline.map_or(idle, |d| d.min(idle)));
+        let mut notices = Vec::new();
+        let mut asks = Vec::new();
+        tokio::select! {
+            biased;
+            n = self.inbox.notices.recv_many(&mut notices, SLICE) => self.stop = n == 0,
+            n = self.inbox.asks.recv_many(&mut asks, SLICE) => self.stop = n == 0,
+            () = tokio::time::sleep_until(wake) => {}
+        }
+        for notice in notices {
+            self.on_notice(notice);
+            self.perform()?;
+        }
+        for ask in asks {
+            self.on_ask(ask);
+            self.perform()?;
+        }
+        // Notices come first in the select; a flood of them must not keep the asks waiting.
+        while let Ok(ask) = self.inbox.asks.try_recv() {
+            self.on_ask(ask);
+            self.perform()?;
+        }
+        self.mind.on_time(self.now());
+        self.perform()?;
+        let now = Instant::now();
+        self.tickets.retain(|_, ticket| ticket.expires > now);
+        Ok(())
+    }
+
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { mono_ms: self.started.elapsed().as_millis() as u64, wall_ms: wall.as_millis() as u64 }
+    }
+
+    fn on_notice(&mut self, notice: Notice) {
+        let now = self.now();
+        match notice {
+            Notice::Framework { connection, outbox } => drop(self.frameworks.insert(connection, outbox)),
+            Notice::Agent { connection, outbox } => drop(self.agents.insert(connection, outbox)),
+            Notice::FrameworkGone { connection } => {
+                self.frameworks.remove(&connection);
+                self.mind.on_call(Caller::master(), None, Call::SubscriberGone { connection }, now);
+            }
+            Notice::AgentGone { connection } => {
+                self.agents.remove(&connection);
+                self.mind.on_call(Caller::master(), None, Call::AgentGone { connection }, now);
+            }
+            Notice::Raft(event) => self.on_raft(event, now),
+            Notice::Stop => self.stop = true,
+        }
+    }
+
+    fn on_raft(&mut self, event: RaftEvent, now: Now) {
+        match event {
+            RaftEvent::Formed { cluster_id } => {
+                let cluster = ClusterId(cluster_id);
+                info!(cluster.id = %cluster, "the cluster is formed");
+                self.cluster = Some(cluster);
+                let masters = self.settings.masters.iter().map(|(id, at)| (MasterId(*id), at.clone())).collect();
+                self.mind.on_formed(cluster, masters, now);
+            }
+            RaftEvent::Role(role) => {
+                let known = role.leader.and_then(|id| self.address_of(id));
+                self.mind.on_leader_address(known);
+                debug!(raft.term = role.term, role = ?role.role, leader = ?role.leader, "role");
+                self.mind.on_role(role, now);
+            }
+            RaftEvent::Committed(entries) => {
+                let last = entries.last().map_or(0, |entry| entry.index);
+                self.mind.on_committed(&entries, now);
+                if let Some(raft) = &self.raft {
+                    raft.applied(last);
+                }
+                self.answer_early();
+            }
+            RaftEvent::Proposal { tag, outcome } => self.mind.on_proposal(tag, outcome, now),
+            RaftEvent::Read { ctx, index } => {
+                let Some(mut waiting) = self.reads.remove(&ctx) else { return };
+                match index {
+                    Some(index) => {
+                        waiting.min_index = waiting.min_index.max(index);
+                        self.early.push(waiting);
+                        self.answer_early();
+                    }
+                    None => drop(waiting.reply.send(Err(self.not_leader()))),
+                }
+            }
+            RaftEvent::Restore { index, segments, .. } => self.restore(index, segments),
+            RaftEvent::SnapshotWanted { .. } => self.snapshot(),
+        }
+    }
+
+    fn restore(&mut self, index: u64, segments: proffer_raft::SegmentLoader) {
+        let load = || -> anyhow::Result<Registry> {
+            let bytes = segments.load()?;
+            let decoded = bytes.iter().map(|bytes| proffer_wire::log::decode_segment(bytes));
+            Ok(Registry::from_image(decoded.collect::<Result<Vec<_>, _>>()?)?)
+        };
+        match load() {
+            Ok(registry) => {
+                info!(raft.index = index, "state restored from a snapshot");
+                self.mind.on_restore(registry);
+            }
+            Err(error) => self.fatal(&format!("snapshot at index {index}: {error:#}")),
+        }
+    }
+
+    fn snapshot(&mut self) {
+        let Some(raft) = self.raft.clone() else { return };
+        // A clone costs nothing; encoding it takes time that the loop does not have.
+        let registry = self.mind.registry().clone();
+        std::thread::spawn(move || {
+            let segments = registry.image().map(|segment| proffer_wire::log::encode_segment(&segment)).collect();
+            raft.provide_snapshot(registry.applied(), segments);
+        });
+    }
+
+    fn on_ask(&mut self, ask: Ask) {
+        let now = self.now();
+        match ask {
+            Ask::Call { caller, call, reply } => {
+                let reply = reply.map(|reply| {
+                    self.next_reply += 1;
+                    self.replies.insert(ReplyId(self.next_reply), reply);
+                    ReplyId(self.next_reply)
+                });
+                self.mind.on_call(caller, reply, call, now);
+            }
+            Ask::View { linearizable, min_index, reply } => {
+                if self.mind.broker().is_none() {
+                    return drop(reply.send(Err(self.not_leader())));
+                }
+                let waiting = WaitingView { min_index, reply };
+                if linearizable && let Some(raft) = &self.raft {
+                    self.next_read += 1;
+                    self.reads.insert(self.next_read, waiting);
+                    raft.read_index(self.next_read);
+                } else {
+                    self.early.push(waiting);
+                    self.answer_early();
+                }
+            }
+            Ask::Logs { caller, request, reply } => {
+                let result = self.open_logs(&caller, request);
+                let _ = reply.send(result);
+            }
+            Ask::Data { ticket, reply } => {
+                let _ = reply.send(self.tickets.remove(&ticket).map(|ticket| ticket.data));
+            }
+        }
+    }
+
+    /// Answers reads whose index is applied.
+    fn answer_early(&mut self) {
+        let applied = self.mind.registry().applied();
+        let (ready, waiting) = std::mem::take(&mut self.early).into_iter().partition(|w| w.min_index <= applied);
+        self.early = waiting;
+        let ready: Vec<WaitingView> = ready;
+        if ready.is_empty() {
+            return;
+        }
+        let view = self.view();
+        for read in ready {
+            let _ = read.reply.send(view.clone().ok_or_else(|| self.not_leader()));
+        }
+    }
+
+    fn view(&self) -> Option<View> {
+        let broker = self.mind.broker()?;
+        Some(View {
+            registry: self.mind.registry().clone(),
+            offers: Arc::new(broker.offers().cloned().collect()),
+            connected: Arc::new(broker.connected_agents().collect::<BTreeSet<AgentId>>()),
+            masters: Arc::new(self.masters()),
+            leader_id: self.settings.id,
+            leader: self.settings.advertise.clone(),
+            epoch: self.epoch,
+            time: self.mind.time(self.now()),
+        })
+    }
+
+    fn masters(&self) -> Vec<MasterView> {
+        let status = self.raft.as_ref().map(proffer_raft::Handle::status);
+        self.settings
+            .masters
+            .iter()
+            .map(|(id, configured)| {
+                let own = *id == self.settings.id;
+                let peer = status.as_ref().and_then(|s| s.peers.iter().find(|peer| peer.id == *id));
+                MasterView {
+                    id: *id,
+                    address: self.address_of(*id).unwrap_or_else(|| configured.clone()),
+                    leads: if own { Some(true) } else { peer.filter(|p| p.connected).map(|_| false) },
+                    index: match (own, peer) {
+                        (true, _) => status.as_ref().map_or(0, |s| s.last_index),
+                        (false, peer) => peer.map_or(0, |p| p.matched),
+                    },
+                }
+            })
+            .collect()
+    }
+
+    /// Where a master is reached: what it says itself goes before what is configured.
+    fn address_of(&self, id: u64) -> Option<String> {
+        if id == self.settings.id {
+            return Some(self.settings.advertise.clone());
+        }
+        let status = self.raft.as_ref().map(proffer_raft::Handle::status);
+        let said = status.and_then(|s| s.peers.into_iter().find(|p| p.id == id)).map(|p| p.advertise);
+        let configured = || self.settings.masters.iter().find(|(m, _)| *m == id).map(|(_, at)| at.clone());
+        said.filter(|address| !address.is_empty()).or_else(configured)
+    }
+
+    fn not_leader(&self) -> Refused {
+        let leads = self.mind.role().role == Role::Leader;
+        Refused::NotLeader { leader: self.mind.leader_address().filter(|_| !leads).map(str::to_owned) }
+    }
+
+    fn open_logs(&mut self, caller: &Caller, request: LogRequest) -> Result<LogChunks, Refused> {
+        let Some(broker) = self.mind.broker() else { return Err(self.not_leader()) };
+        let (launch, agent) = find_task(self.mind.registry(), &request)
+            .ok_or_else(|| Refused::NotFound { what: format!("task `{}`", request.task) })?;
+        let unavailable = || Refused::NotFound { what: format!("a connection to the task's agent {agent:?}") };
+        let outbox = broker.agent_connection(agent).and_then(|at| self.agents.get(&at)).ok_or_else(unavailable)?;
+        let mut ticket = [0; 16];
+        getrandom::fill(&mut ticket).map_err(|_| Refused::Busy { retry_ms: 1_000 })?;
+        let (chunks, read) = tokio::sync::mpsc::channel(CHUNKS_QUEUED);
+        outbox.push(AgentOrder::OpenData {
+            ticket,
+            principal: caller.principal.to_string(),
+            launch,
+            expires_ms: TICKET_MS,
+        });
+        let expires = Instant::now() + Duration::from_millis(TICKET_MS);
+        self.tickets.insert(ticket, Ticket { data: PendingData { launch, request, chunks }, expires });
+        Ok(read)
+    }
+
+    /// Does what the mind says.
+    fn perform(&mut self) -> anyhow::Result<()> {
+        let mut proposals: Vec<(u64, bytes::Bytes)> = Vec::new();
+        let mut term = 0;
+        for output in self.mind.take_outputs() {
+            match output {
+                Output::Propose { term: of, tag, data } => {
+                    term = of;
+                    proposals.push((tag, data));
+                }
+                Output::Effect(effect) => self.effect(effect),
+                Output::Leads { epoch } => {
+                    self.epoch = epoch;
+                    info!(raft.term = epoch.term, "this master leads");
+                }
+                Output::Follows => {
+                    info!("this master leads no more");
+                    for (_, waiting) in std::mem::take(&mut self.reads) {
+                        let _ = waiting.reply.send(Err(self.not_leader()));
+                    }
+                    for waiting in std::mem::take(&mut self.early) {
+                        let _ = waiting.reply.send(Err(self.not_leader()));
+                    }
+                }
+                Output::Fatal { message } => {
+                    self.fatal(&message);
+                    anyhow::bail!("{message}");
+                }
+            }
+        }
+        if !proposals.is_empty() && let Some(raft) = &self.raft {
+            raft.propose(term, proposals);
+        }
+        Ok(())
+    }
+
+    fn fatal(&mut self, message: &str) {
+        error!("{message}: stopping, with all files as they are");
+        self.stop = true;
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Propose { .. } => unreachable!("the mind turns proposals into entries"),
+            Effect::Answer { reply, result } => {
+                if let Some(waiting) = self.replies.remove(&reply) {
+                    let _ = waiting.send(result.map_err(|refused| self.with_leader(refused)));
+                }
+            }
+            Effect::ToFramework { connection, event } => {
+                let item = match event {
+                    FrameworkEvent::Subscribed { framework, session, last_seq } => match self.view() {
+                        Some(view) => FrameworkItem::Open { framework, session, last_seq, view: Box::new(view) },
+                        None => return,
+                    },
+                    event => FrameworkItem::Event(event),
+                };
+                if let Some(outbox) = self.frameworks.get(&connection) {
+                    outbox.push(item);
+                }
+            }
+            Effect::ToAgent { connection, order } => {
+                if let Some(outbox) = self.agents.get(&connection) {
+                    outbox.push(order);
+                }
+            }
+            Effect::Close { connection, end } => self.close(connection, end),
+            Effect::Alarm { message } => warn!(alarm = message, "something that must not be"),
+        }
+    }
+
+    fn close(&mut self, connection: ConnectionId, end: StreamEnd) {
+        if let Some(outbox) = self.frameworks.remove(&connection) {
+            outbox.close(end);
+        }
+        if let Some(outbox) = self.agents.remove(&connection) {
+            outbox.close(end);
+        }
+    }
+
+    /// The leader may have become known since.
+    fn with_leader(&self, refused: Refused) -> Refused {
+        match refused {
+            Refused::NotLeader { leader: None } => self.not_leader(),
+            other => other,
+        }
+    }
+}
+
+fn find_task(registry: &Registry, request: &LogRequest) -> Option<(LaunchId, AgentId)> {
+    let live = registry.task_by_name(request.framework, &request.task);
+    // Of several finished tasks of one name the last one is meant.
+    let finished = || registry.history_of_framework(request.framework).filter(|t| t.task_id == request.task).last();
+    live.or_else(finished).map(|task| (task.launch_id, task.agent))
+}
