@@ -43,7 +43,7 @@ pub enum Error {
     /// The system call failed.
     #[error("{operation} on a seqpacket socket")]
     Io {
-        /// `sendmsg` or `recvmsg`.
+        /// `sendmsg`, `recv` or `recvmsg`.
         operation: &'static str,
         /// Its error.
         #[source]
@@ -141,7 +141,9 @@ pub fn send(connection: BorrowedFd<'_>, body: &[u8], descriptors: &[BorrowedFd<'
 /// Receives one datagram; `None` at the end of the connection. A datagram that is too large, or carries too
 /// many descriptors, is consumed and reported.
 pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
-    let mut body = vec![0; DATAGRAM_MAX];
+    let Some(length) = next_length(connection)? else { return Ok(None) };
+    // One that is too large is truncated, and so told.
+    let mut body = vec![0; length.min(DATAGRAM_MAX)];
     let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
     let (length, flags, descriptors) = loop {
         let mut slices = [IoSliceMut::new(&mut body)];
@@ -176,8 +178,21 @@ pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
         return Ok(None);
     }
     body.truncate(length);
-    body.shrink_to_fit();
     Ok(Some(Datagram { body, descriptors }))
+}
+
+/// The length of the datagram that waits, so that no more is allocated than it takes; `None` at the end.
+fn next_length(connection: BorrowedFd<'_>) -> Result<Option<usize>, Error> {
+    loop {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+        match nix::sys::socket::recv(connection.as_raw_fd(), &mut [], flags) {
+            Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
+            Ok(length) => return Ok(Some(length)),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
+            Err(error) => return Err(Error::Io { operation: "recv", source: error.into() }),
+        }
+    }
 }
 
 fn new_socket(flags: SockFlag) -> io::Result<OwnedFd> {

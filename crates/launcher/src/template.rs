@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ const SYS_COVERED: [&str; 7] = [
     "/sys/fs/pstore",
     "/sys/devices/virtual/powercap",
 ];
+/// How a task finds other hosts.
+const RESOLVER: &str = "/etc/resolv.conf";
+const RESOLVER_C: &CStr = c"/etc/resolv.conf";
 /// Directories without which a task has no system: a socket in them is covered alone. A socket bound there
 /// anew is then no longer covered, which is why other directories are covered whole.
 const SYSTEM: [&str; 4] = ["/usr", "/etc", "/lib", "/bin"];
@@ -117,11 +120,17 @@ fn build_here(covers: &[PathBuf]) -> Result<OwnedFd, Error> {
         require_directory(place)?;
     }
     enter_read_only_root()?;
+    let resolver = resolver_file();
     for place in REPLACED {
         detach_all(place)?;
     }
     empty_and_mnt()?;
     own_dev()?;
+    if let Some(file) = &resolver {
+        // Onto the link itself, which move_mount does not follow.
+        sys::move_mount(file.as_raw_fd(), RESOLVER_C)
+            .map_err(|errno| Error::at(Step::TemplateMount, RESOLVER, errno))?;
+    }
     let sys_dirs = SYS_COVERED.iter().chain(&["/sys/fs/cgroup"]).map(PathBuf::from);
     for dir in dirs.into_iter().chain(socket_dirs).chain(sys_dirs) {
         cover(&dir, c"/run")?;
@@ -209,6 +218,15 @@ fn enter_read_only_root() -> Result<(), Error> {
         }
     };
     pivot().map_err(|errno| Error::new(Step::TemplatePivot, errno))
+}
+
+/// The file behind /etc/resolv.conf where that is a link to what gets covered, as systemd-resolved has it: without
+/// it no task would find a host by name.
+fn resolver_file() -> Option<OwnedFd> {
+    let real = fs::canonicalize(RESOLVER).ok().filter(|real| replaced(real) && real.is_file())?;
+    let fd = sys::open_tree_clone(libc::AT_FDCWD, &c_path(&real), false).ok()?;
+    // SAFETY: just opened and owned by nobody else.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Takes every mount off `place`, with all below.

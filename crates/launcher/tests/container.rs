@@ -287,6 +287,30 @@ fn no_mount_is_left_on_the_host() {
 }
 
 #[test]
+fn a_resolver_file_behind_a_link_into_a_covered_place_stays_readable() {
+    if !root() {
+        return;
+    }
+    use nix::mount::{MsFlags, mount};
+    // A view of this thread's own, of which the host sees nothing.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("unshare");
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private");
+    for place in ["/run", "/etc"] {
+        mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none).expect("tmpfs");
+    }
+    fs::create_dir("/run/resolve").expect("directory");
+    fs::write("/run/resolve/stub", "nameserver 192.0.2.1\n").expect("file");
+    std::os::unix::fs::symlink("../run/resolve/stub", "/etc/resolv.conf").expect("link");
+    let template = Template::build(&[]).expect("template");
+    let options = Options { isolation: Isolation::Linux(&template), ..Options::default() };
+    let ran = run(&["sh", "-c", "cat /etc/resolv.conf; ls -A /run; : > /etc/resolv.conf"], &options);
+    let (first, rest) = ran.output.split_once('\n').expect("a line");
+    assert_eq!(first, "nameserver 192.0.2.1", "{}", ran.output);
+    assert!(rest.contains("Read-only") && !rest.contains("stub"), "{}", ran.output);
+}
+
+#[test]
 fn exit_codes_signals_and_exec_failures_are_told_apart() {
     let check = |options: &dyn Fn() -> Options<'static>| {
         assert_eq!(run(&["false"], &options()).events, exited(1));
