@@ -61,3 +61,9 @@ pub const ADMIN_ANSWER_MS: u64 = 600_000;
 pub const FAILOVER_TIMEOUT_MAX_MS: u64 = 100 * 365 * 24 * 3_600_000;
 /// Longest text in a status message, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1_024;
+/// Most bytes of environment that one task of a launch may add to its spec's.
+pub const TASK_ENV_BYTES_MAX: usize = 16 << 10;
+/// Most processes and threads that a task may ask for: what the kernel can number.
+pub const TASK_PIDS_LIMIT: u64 = 1 << 22;
+/// Most rows of a page of a list.
+pub const PAGE_ROWS_MAX: usize = 1_000;

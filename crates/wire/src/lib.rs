@@ -11,5 +11,18 @@ mod generated {
 
 pub use generated::proffer::*;
 
+mod content;
+pub mod from_proto;
+pub mod malformed;
+pub mod record;
+pub mod rows;
+#[cfg(feature = "rpc")]
+pub mod status;
+pub mod to_proto;
+pub mod told;
+
+pub use malformed::{InvalidField, Malformed};
+pub use record::RecordError;
+
 /// The descriptor set of everything in `/proto`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

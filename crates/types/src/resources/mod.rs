@@ -96,6 +96,25 @@ impl Resources {
         Self { entries }
     }
 
+    /// What [`Self::entries`] gave: sorted, each attribution once, nothing empty.
+    ///
+    /// # Errors
+    /// Entries that are not in canonical form, and copies of what is not shared.
+    pub fn from_entries(entries: Vec<Entry>) -> Result<Self, ResourceError> {
+        let wrong = |entry: &Entry, why: &str| ResourceError::Overlap {
+            kind: entry.attribution.to_string(),
+            what: format!("{} ({why})", entry.quantities),
+        };
+        if let Some(pair) = entries.windows(2).find(|pair| pair[0].attribution >= pair[1].attribution) {
+            return Err(wrong(&pair[1], "out of order"));
+        }
+        let lone = |e: &Entry| !e.quantities.is_empty() && e.copies >= 1 && (e.copies == 1 || e.attribution.is_shared());
+        match entries.iter().find(|entry| !lone(entry)) {
+            Some(entry) => Err(wrong(entry, "empty, or copied without being shared")),
+            None => Ok(Self { entries: entries.into() }),
+        }
+    }
+
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -1,0 +1,220 @@
+//! What frameworks ask.
+
+use std::collections::BTreeSet;
+
+use proffer_types::call::{AcceptCallPart, Call, ConnectionId, LaunchCall};
+use proffer_types::command::{Ack, CallId};
+use proffer_types::limits::{ACCEPT_TASKS_MAX, FILTER_DEFAULT_MS, FILTER_MAX_MS};
+use proffer_types::{FrameworkId, LaunchId, SessionId};
+
+use super::frameworks::{framework_info, roles};
+use super::offers::offer_ids;
+use super::resources::Attributions;
+use super::tasks::{kill_grace, task_id, task_launch, task_spec};
+use super::{id, request_id};
+use crate::content::content_hash;
+use crate::malformed::{Malformed, Path, Problems, parse};
+use crate::scheduler::v1 as pb;
+
+const ROOT: Path<'static> = Path::Root;
+
+/// A framework's Subscribe, whose stream is `connection`.
+pub fn subscribe(request: pb::SubscribeRequest, connection: ConnectionId) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let info = framework_info(request.info, &ROOT.field("info"), problems);
+        let framework = match request.framework_id {
+            None => Some(None),
+            Some(given) => id(given, ROOT.field("framework_id"), problems).map(|id| Some(FrameworkId(id))),
+        };
+        let session = match request.session {
+            None => Some(None),
+            Some(_) if request.framework_id.is_none() => {
+                problems.invalid(ROOT.field("session"), "needs framework_id, whose session it is")
+            }
+            Some(given) => id(given, ROOT.field("session"), problems).map(|id| Some(SessionId(id))),
+        };
+        let origin = request_id(&request.origin, ROOT.field("origin"), problems);
+        let suppressed = roles(request.suppressed_roles, &ROOT, "suppressed_roles", problems);
+        let (info, suppressed) = (info?, suppressed?);
+        if let Some(i) = suppressed.iter().position(|role| !info.roles.contains(role)) {
+            problems.invalid::<()>(ROOT.item("suppressed_roles", i), "is none of info.roles");
+        }
+        Some(Call::Subscribe { connection, framework: framework?, session: session?, origin: origin?, info, suppressed })
+    })
+}
+
+/// Uses of offers.
+pub fn accept(mut request: pb::AcceptRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let header = request.call.take();
+        let content = content_hash(b"accept", &request);
+        let call = call_id(header, content, problems);
+        let filter_ms = filter(request.filter_ms, problems);
+        if request.parts.is_empty() {
+            problems.invalid::<()>(ROOT.field("parts"), "must not be empty");
+        }
+        let operations = request.parts.iter().flat_map(|part| &part.operations);
+        let tasks: usize = operations
+            .map(|operation| match &operation.operation {
+                Some(pb::operation::Operation::Launch(launch)) => launch.tasks.len(),
+                None => 0,
+            })
+            .sum();
+        if tasks > ACCEPT_TASKS_MAX {
+            return problems.invalid(
+                ROOT.field("parts"),
+                format_args!("hold {tasks} tasks, the limit of one call is {ACCEPT_TASKS_MAX}"),
+            );
+        }
+        let mut seen = BTreeSet::new();
+        let mut parts = Vec::with_capacity(request.parts.len());
+        for (i, given) in request.parts.into_iter().enumerate() {
+            parts.extend(part(given, &ROOT.item("parts", i), &mut seen, problems));
+        }
+        Some(Call::Accept { call: call?, atomic: request.atomic, parts, filter_ms: filter_ms? })
+    })
+}
+
+fn part(
+    given: pb::accept_request::Part,
+    at: &Path<'_>,
+    seen: &mut BTreeSet<proffer_types::OfferId>,
+    problems: &mut Problems,
+) -> Option<AcceptCallPart> {
+    let offers = offer_ids(given.offer_ids, at, seen, problems);
+    let mut launches = Vec::with_capacity(given.operations.len());
+    for (i, operation) in given.operations.into_iter().enumerate() {
+        let at = at.item("operations", i);
+        match operation.operation {
+            // A member that this version does not know is dropped as the message is decoded.
+            None => problems.unsupported(at, "this operation is not known to this version; known: launch"),
+            Some(pb::operation::Operation::Launch(given)) => {
+                launches.extend(launch(given, &at.field("launch"), problems));
+                Some(())
+            }
+        };
+    }
+    Some(AcceptCallPart { offers: offers?, launches })
+}
+
+fn launch(given: pb::Launch, at: &Path<'_>, problems: &mut Problems) -> Option<LaunchCall> {
+    let spec = task_spec(given.spec, &at.field("spec"), Attributions::Refused, problems);
+    if given.tasks.is_empty() {
+        problems.invalid::<()>(at.field("tasks"), "must not be empty");
+    }
+    let mut tasks = Vec::with_capacity(given.tasks.len());
+    for (i, task) in given.tasks.into_iter().enumerate() {
+        tasks.extend(task_launch(task, &at.item("tasks", i), problems).map(Ok));
+    }
+    Some(LaunchCall { spec: spec?, tasks })
+}
+
+/// Offers given back.
+pub fn decline(request: pb::DeclineRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let sender = sender(request.call, problems);
+        let offers = offer_ids(request.offer_ids, &ROOT, &mut BTreeSet::new(), problems);
+        let filter_ms = filter(request.filter_ms, problems);
+        let (framework, session) = sender?;
+        Some(Call::Decline { framework, session, offers: offers?, filter_ms: filter_ms? })
+    })
+}
+
+/// No offers in some roles.
+pub fn suppress(request: pb::SuppressRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let sender = sender(request.call, problems);
+        let roles = roles(request.roles, &ROOT, "roles", problems);
+        let (framework, session) = sender?;
+        Some(Call::Suppress { framework, session, roles: roles? })
+    })
+}
+
+/// Offers again in some roles.
+pub fn revive(request: pb::ReviveRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let sender = sender(request.call, problems);
+        let roles = roles(request.roles, &ROOT, "roles", problems);
+        let (framework, session) = sender?;
+        Some(Call::Revive { framework, session, roles: roles? })
+    })
+}
+
+/// The end of a task.
+pub fn kill(mut request: pb::KillRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let header = request.call.take();
+        let call = call_id(header, content_hash(b"kill", &request), problems);
+        let task = task_id(&request.task_id, ROOT.field("task_id"), problems);
+        let grace_ms = kill_grace(request.grace_ms, ROOT.field("grace_ms"), problems);
+        Some(Call::Kill { call: call?, task: task?, grace_ms: grace_ms? })
+    })
+}
+
+/// Statuses that were seen.
+pub fn acknowledge(mut request: pb::AcknowledgeRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let header = request.call.take();
+        let call = call_id(header, content_hash(b"acknowledge", &request), problems);
+        let mut acks = Vec::with_capacity(request.acks.len());
+        for (i, ack) in request.acks.into_iter().enumerate() {
+            let launch = id(ack.launch_id, ROOT.item("acks", i).field("launch_id"), problems);
+            acks.extend(launch.map(|launch| Ack {
+                launch: LaunchId(launch),
+                master_seq: ack.master_seq,
+                task_seq: ack.task_seq,
+            }));
+        }
+        Some(Call::Acknowledge { call: call?, acks })
+    })
+}
+
+/// Statuses that are wanted again.
+pub fn reconcile(request: pb::ReconcileRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let sender = sender(request.call, problems);
+        let mut tasks = Vec::with_capacity(request.task_ids.len());
+        for (i, name) in request.task_ids.iter().enumerate() {
+            tasks.extend(task_id(name, ROOT.item("task_ids", i), problems));
+        }
+        let (framework, session) = sender?;
+        Some(Call::Reconcile { framework, session, tasks })
+    })
+}
+
+/// The end of a framework.
+pub fn teardown(mut request: pb::TeardownRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let header = request.call.take();
+        let call = call_id(header, content_hash(b"teardown", &request), problems);
+        Some(Call::Teardown { call: call? })
+    })
+}
+
+fn call_id(header: Option<pb::CallHeader>, content: u64, problems: &mut Problems) -> Option<CallId> {
+    let seq = header.map(|h| (h.seq, h.done_below)).unwrap_or_default();
+    let (framework, session) = sender(header, problems)?;
+    let (seq, done_below) = seq;
+    if seq > 0 && done_below > seq {
+        let at = ROOT.field("call");
+        return problems.invalid(at.field("done_below"), "must not exceed seq, whose answer is not there yet");
+    }
+    Some(CallId { framework, session, seq, done_below, content })
+}
+
+fn sender(header: Option<pb::CallHeader>, problems: &mut Problems) -> Option<(FrameworkId, SessionId)> {
+    let at = ROOT.field("call");
+    let Some(header) = header else { return problems.invalid(at, "must be given") };
+    let framework = id(header.framework_id, at.field("framework_id"), problems);
+    let session = id(header.session, at.field("session"), problems);
+    Some((FrameworkId(framework?), SessionId(session?)))
+}
+
+fn filter(filter_ms: Option<u64>, problems: &mut Problems) -> Option<u64> {
+    match filter_ms {
+        Some(ms) if ms > FILTER_MAX_MS => {
+            problems.invalid(ROOT.field("filter_ms"), format_args!("must be at most {FILTER_MAX_MS} (365 days)"))
+        }
+        filter_ms => Some(filter_ms.unwrap_or(FILTER_DEFAULT_MS)),
+    }
+}

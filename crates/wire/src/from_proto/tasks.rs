@@ -1,0 +1,187 @@
+//! What tasks run, and what became of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proffer_types::limits::{
+    KILL_GRACE_MAX_MS, KILL_GRACE_MS, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, SPEC_BYTES_MAX, TASK_ENV_BYTES_MAX,
+    TASK_PIDS_LIMIT,
+};
+use proffer_types::{Reason, Source, Status, TaskId, TaskLaunch, TaskSpec, TaskState};
+use prost::Message;
+
+use super::resources::{Attributions, resources};
+use super::{display_name, features, labels, user};
+use crate::common::v1 as pb;
+use crate::malformed::{Path, Problems};
+
+/// Parses a spec completely: whoever holds one can run it, as far as the protocol can tell.
+pub(crate) fn task_spec(
+    spec: Option<pb::TaskSpec>,
+    at: &Path<'_>,
+    allowed: Attributions,
+    problems: &mut Problems,
+) -> Option<Arc<TaskSpec>> {
+    let Some(spec) = spec else { return problems.invalid(*at, "must be given") };
+    let bytes = spec.encoded_len();
+    // What a master sends on has its defaults and its user filled in: only what users send is measured.
+    if bytes > SPEC_BYTES_MAX && allowed == Attributions::Refused {
+        return problems.invalid(*at, format_args!("has {bytes} bytes, the limit is {SPEC_BYTES_MAX}"));
+    }
+    let argv = argv(spec.argv, at, problems);
+    let env = env(spec.env, at, problems);
+    let user = user(spec.user, at.field("user"), problems);
+    let nothing = spec.resources.is_empty();
+    let resources = resources(spec.resources, at, "resources", allowed, problems);
+    if nothing {
+        problems.invalid::<()>(at.field("resources"), "a task must hold something");
+    }
+    let kill_grace_ms = kill_grace(spec.kill_grace_ms, at.field("kill_grace_ms"), problems);
+    let pids_max = match spec.pids_max {
+        Some(pids) if !(1..=TASK_PIDS_LIMIT).contains(&pids) => {
+            problems.invalid(at.field("pids_max"), format_args!("must be 1 to {TASK_PIDS_LIMIT}"))
+        }
+        pids => Some(pids.unwrap_or(0)),
+    };
+    let needs = features(spec.needs, at, "needs", problems);
+    let labels = labels(spec.labels, at, problems);
+    Some(Arc::new(TaskSpec {
+        argv: argv?,
+        env: env?,
+        user: user?,
+        resources: resources?,
+        kill_grace_ms: kill_grace_ms?.unwrap_or(KILL_GRACE_MS),
+        pids_max: pids_max?,
+        needs: needs?.into_iter().collect(),
+        labels: labels?,
+    }))
+}
+
+fn argv(argv: Vec<String>, at: &Path<'_>, problems: &mut Problems) -> Option<Vec<String>> {
+    if argv.first().is_none_or(String::is_empty) {
+        return problems.invalid(at.field("argv"), "must begin with a program");
+    }
+    match argv.iter().position(|word| word.contains('\0')) {
+        Some(i) => problems.invalid(at.item("argv", i), "contains a NUL byte"),
+        None => Some(argv),
+    }
+}
+
+pub(crate) fn env(
+    env: BTreeMap<String, String>,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<BTreeMap<String, String>> {
+    let mut whole = Some(());
+    for (name, value) in &env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            whole = problems.invalid(at.key("env", name), "a name must not be empty nor contain `=` or a NUL byte");
+        }
+        if value.contains('\0') {
+            whole = problems.invalid(at.key("env", name), "contains a NUL byte");
+        }
+    }
+    whole.map(|()| env)
+}
+
+/// Parses one's own or a kill's grace; `None` inside if it is left to the default.
+pub(crate) fn kill_grace(grace_ms: Option<u64>, at: Path<'_>, problems: &mut Problems) -> Option<Option<u64>> {
+    match grace_ms {
+        Some(ms) if ms > KILL_GRACE_MAX_MS => problems.invalid(at, format_args!("must be at most {KILL_GRACE_MAX_MS}")),
+        grace_ms => Some(grace_ms),
+    }
+}
+
+pub(crate) fn task_launch(task: pb::TaskLaunch, at: &Path<'_>, problems: &mut Problems) -> Option<TaskLaunch> {
+    let bytes: usize = task.env.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+    if bytes > TASK_ENV_BYTES_MAX {
+        return problems.invalid(
+            at.field("env"),
+            format_args!("has {bytes} bytes, the limit of a task's own is {TASK_ENV_BYTES_MAX}: put it into the spec"),
+        );
+    }
+    let task_id = task_id(&task.task_id, at.field("task_id"), problems);
+    let name = display_name(task.name, at.field("name"), problems);
+    let env = env(task.env, at, problems);
+    let array = array(task.array_index, task.array_count, at, problems);
+    Some(TaskLaunch { task_id: task_id?, name: name?, env: env?, array: array? })
+}
+
+pub(crate) fn array(index: u32, count: u32, at: &Path<'_>, problems: &mut Problems) -> Option<Option<(u32, u32)>> {
+    match (index, count) {
+        (0, 0) => Some(None),
+        (index, count) if (1..=count).contains(&index) => Some(Some((index, count))),
+        _ => problems.invalid(at.field("array_index"), "must be 1 to array_count, or both 0"),
+    }
+}
+
+pub(crate) fn task_id(name: &str, at: Path<'_>, problems: &mut Problems) -> Option<TaskId> {
+    match TaskId::new(name) {
+        Ok(id) => Some(id),
+        Err(error) => problems.invalid(at, error),
+    }
+}
+
+/// The state with this number; `None` inside for UNKNOWN, which only answers to a reconciliation say.
+pub(crate) fn task_state(number: i32, at: Path<'_>, problems: &mut Problems) -> Option<Option<TaskState>> {
+    if number == pb::TaskState::Unknown as i32 {
+        return Some(None);
+    }
+    match TaskState::from_number(number) {
+        Some(state) => Some(Some(state)),
+        None => problems.invalid(at, format_args!("{number} is not a state")),
+    }
+}
+
+/// Parses a status; `None` inside if its state is UNKNOWN. What is for people is cut, not refused: a status must not
+/// be lost for it.
+pub(crate) fn status_or_unknown(
+    status: Option<pb::Status>,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<Option<Status>> {
+    let Some(status) = status else { return problems.invalid(*at, "must be given") };
+    let Some(state) = task_state(status.state, at.field("state"), problems)? else { return Some(None) };
+    let source = match Source::from_number(status.source) {
+        Some(source) => source,
+        None => return problems.invalid(at.field("source"), format_args!("{} is not a source", status.source)),
+    };
+    let mut message = status.message;
+    let reason = Reason::ALL.iter().copied().find(|r| r.name() == status.reason).unwrap_or_else(|| {
+        // A word of a later version: kept for people.
+        message = format!("{}: {message}", status.reason);
+        Reason::None
+    });
+    cut(&mut message, MESSAGE_BYTES_MAX);
+    let mut isolation = status.isolation;
+    if let Some(isolation) = &mut isolation {
+        cut(isolation, NAME_BYTES_MAX);
+    }
+    Some(Some(Status {
+        master_seq: status.master_seq,
+        task_seq: status.task_seq,
+        state,
+        reason,
+        source,
+        message,
+        exit_code: status.exit_code,
+        signal: status.signal,
+        memory_peak_bytes: status.memory_peak_bytes,
+        isolation,
+        wall_ms: status.wall_ms,
+    }))
+}
+
+pub(crate) fn status(status: Option<pb::Status>, at: &Path<'_>, problems: &mut Problems) -> Option<Status> {
+    match status_or_unknown(status, at, problems)? {
+        Some(status) => Some(status),
+        None => problems.invalid(at.field("state"), "must not be UNKNOWN here"),
+    }
+}
+
+fn cut(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+}
