@@ -38,7 +38,7 @@ struct HostSocket {
 
 impl HostSocket {
     fn bind() -> Self {
-        let base = ["/opt", "/srv", "/media"].map(Path::new).into_iter().find(|dir| dir.is_dir());
+        let base = ["/opt", "/srv", "/"].map(Path::new).into_iter().find(|dir| dir.is_dir());
         let dir =
             base.expect("a directory outside the covers").join(format!("proffer-{}", std::process::id()));
         fs::create_dir(&dir).expect("socket directory");
@@ -321,7 +321,7 @@ fn exit_codes_signals_and_exec_failures_are_told_apart() {
         );
         let missing = run(&["proffer-no-such-program"], &options()).events;
         assert_eq!(missing, [Event::ExecFailed { step: Step::Execve, errno: libc::ENOENT }]);
-        let denied = run(&["/etc/passwd"], &options()).events;
+        let denied = run(&["/etc"], &options()).events;
         assert_eq!(denied, [Event::ExecFailed { step: Step::Execve, errno: libc::EACCES }]);
         let nowhere = run(&["true"], &Options { working_directory: "/proffer-nowhere", ..options() }).events;
         assert_eq!(nowhere, [Event::ExecFailed { step: Step::Chdir, errno: libc::ENOENT }]);
