@@ -1,0 +1,119 @@
+//! Frameworks: sessions, failover, completion.
+
+use proffer_types::call::Call;
+use proffer_types::command::Rejection;
+use proffer_types::event::{AgentOrder, FrameworkEvent, Refused, StreamEnd};
+use proffer_types::{FrameworkState, Reason, TaskId, TaskState};
+
+use crate::harness::Harness;
+
+#[test]
+fn a_framework_that_stays_away_is_completed_and_its_tasks_end() {
+    let mut h = Harness::new();
+    let mut framework = h.framework(&["a"]);
+    let agent = h.agent("cpus:4;mem:4GiB");
+    let offer = h.offers(&framework).remove(0);
+    let launch = h.launch(&mut framework, &offer, "t", "cpus:1;mem:1GiB");
+    h.status(&agent, launch, 1, TaskState::Running);
+    h.tell(Call::SubscriberGone { connection: framework.connection });
+    let state = h.registry.framework(framework.id).expect("the framework").state;
+    assert!(matches!(state, FrameworkState::Disconnected { .. }));
+    for _ in 0..5 {
+        h.pass(12_000);
+        h.tell(Call::AgentAlive { connection: agent.connection });
+    }
+    h.pass(100);
+    assert!(h.registry.framework(framework.id).expect("the framework").is_completed());
+    let orders = h.orders(agent.connection);
+    assert!(
+        orders.iter().any(|o| matches!(o, AgentOrder::Kill { reason: Reason::FrameworkRemoved, .. })),
+        "{orders:?}"
+    );
+    assert_eq!(h.registry.agent(agent.id).expect("the agent").used.cpus_milli(), 1_000, "it still runs");
+    h.status(&agent, launch, 2, TaskState::Killed);
+    assert!(h.registry.agent(agent.id).expect("the agent").used.is_empty());
+    assert!(h.registry.task(launch).is_none(), "the cluster acknowledges for it");
+}
+
+#[test]
+fn a_framework_that_resumes_in_time_keeps_its_tasks_and_gets_what_it_missed() {
+    let mut h = Harness::new();
+    let mut framework = h.framework(&["a"]);
+    let agent = h.agent("cpus:4;mem:4GiB");
+    let offer = h.offers(&framework).remove(0);
+    let launch = h.launch(&mut framework, &offer, "t", "cpus:1;mem:1GiB");
+    h.tell(Call::SubscriberGone { connection: framework.connection });
+    h.status(&agent, launch, 1, TaskState::Finished);
+    framework.connection = h.connection();
+    let reply = h.call(framework.subscribe(Some(framework.id), Some(framework.session)));
+    assert!(h.answers[&reply].is_ok());
+    let events = h.take_events(&framework);
+    assert!(matches!(events[0], FrameworkEvent::Subscribed { last_seq: 1, .. }), "{events:?}");
+    assert_eq!(h.registry.task(launch).expect("the task").pending.len(), 1, "it waits to be acknowledged");
+    h.pass(10_000);
+    assert_eq!(h.updates(&framework).len(), 1);
+}
+
+#[test]
+fn a_new_leader_waits_for_frameworks_before_their_timeout_begins() {
+    let mut h = Harness::new();
+    let framework = h.framework_with(&["a"], |info| info.failover_timeout_ms = 0);
+    h.new_leader();
+    h.pass(74_000);
+    assert_eq!(h.registry.framework(framework.id).expect("the framework").state, FrameworkState::Connected);
+    h.pass(2_000);
+    assert!(h.registry.framework(framework.id).expect("the framework").is_completed());
+}
+
+#[test]
+fn a_subscriber_that_left_before_its_session_opened_counts_as_gone() {
+    let mut h = Harness::new();
+    let first = h.framework(&["a"]);
+    h.hold = true;
+    let mut second = h.framework_held(&["b"]);
+    h.tell(Call::SubscriberGone { connection: second.connection });
+    h.hold = false;
+    h.settle();
+    let record = h.registry.frameworks().find(|f| f.id != first.id).expect("the second framework");
+    assert!(matches!(record.state, FrameworkState::Disconnected { .. }));
+    second.id = record.id;
+}
+
+#[test]
+fn kill_and_teardown() {
+    let mut h = Harness::new();
+    let mut framework = h.framework(&["a"]);
+    let agent = h.agent("cpus:4;mem:4GiB");
+    let offer = h.offers(&framework).remove(0);
+    let launch = h.launch(&mut framework, &offer, "t", "cpus:1;mem:1GiB");
+    h.orders(agent.connection);
+    let call = framework.call_id();
+    let reply = h.call(Call::Kill { call, task: TaskId::new("nobody").expect("a name"), grace_ms: None });
+    assert!(matches!(h.answers[&reply], Err(Refused::NotFound { .. })));
+    let call = framework.call_id();
+    let reply = h.call(Call::Kill { call, task: TaskId::new("t").expect("a name"), grace_ms: Some(1_000) });
+    assert!(h.answers[&reply].is_ok());
+    let orders = h.orders(agent.connection);
+    let kill = AgentOrder::Kill { agent_seq: 2, launch, grace_ms: 1_000, reason: Reason::KillRequested };
+    assert_eq!(orders, [kill]);
+
+    let call = framework.call_id();
+    h.call(Call::Teardown { call });
+    assert_eq!(h.streams[&framework.connection].end, Some(StreamEnd::FrameworkCompleted));
+    let call = framework.call_id();
+    let reply = h.call(Call::Teardown { call });
+    assert_eq!(h.answers[&reply], Err(Refused::Rejected(Rejection::FrameworkCompleted)));
+}
+
+#[test]
+fn reconciliation_says_what_is_known_and_what_is_not() {
+    let mut h = Harness::new();
+    let mut framework = h.framework(&["a"]);
+    h.agent("cpus:4;mem:4GiB");
+    let offer = h.offers(&framework).remove(0);
+    h.launch(&mut framework, &offer, "t", "cpus:1;mem:1GiB");
+    let tasks = ["t", "u"].map(|name| TaskId::new(name).expect("a name")).to_vec();
+    h.call(Call::Reconcile { framework: framework.id, session: framework.session, tasks });
+    let states: Vec<_> = h.updates(&framework).into_iter().map(|u| u.status.map(|s| s.state)).collect();
+    assert_eq!(states, [Some(TaskState::Staging), None]);
+}

@@ -1,0 +1,6 @@
+//! Stories of one leader: calls go in, proposals are applied at once or held, effects come out.
+
+mod agents;
+mod frameworks;
+mod harness;
+mod offers;
