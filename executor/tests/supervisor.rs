@@ -332,7 +332,7 @@ fn an_exit_while_nobody_is_connected_is_reported_later() {
         let agent = node.connect();
         let exited = wait_for("its end", || match agent.list().as_slice() {
             [info] if info.state() == LaunchState::Ended => match &info.end {
-                Some(launch_info::End::Exited(exited)) => Some(exited.clone()),
+                Some(launch_info::End::Exited(exited)) => Some(*exited),
                 other => panic!("{other:?}"),
             },
             [info] if info.state() == LaunchState::Running => None,

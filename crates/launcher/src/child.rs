@@ -134,12 +134,14 @@ fn wait_for_gate(status: c_int) {
 
 fn enter_view(plan: &Plan) -> Result<(), Failed> {
     // After the move into the cgroups: the namespace's root is the group of the moment.
-    // SAFETY: integers only, here and below.
+    // SAFETY: integers only.
     step(Step::UnshareCgroup, check_int(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }))?;
     if !plan.hostname.is_null() {
+        // SAFETY: a C string of the arena.
         let result = unsafe { libc::sethostname(plan.hostname, sys::strlen(plan.hostname)) };
         step(Step::Hostname, check_int(result))?;
     }
+    // SAFETY: integers only.
     step(Step::EnterTemplate, check_int(unsafe { libc::setns(plan.template, libc::CLONE_NEWNS) }))?;
     // SAFETY: integers only. The template stays as it is: what follows is mounted in a copy of it.
     step(Step::UnshareMount, check_int(unsafe { libc::unshare(libc::CLONE_NEWNS) }))?;

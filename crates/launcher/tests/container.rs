@@ -219,6 +219,21 @@ fn a_task_sees_only_what_it_may() {
 }
 
 #[test]
+fn a_detached_mount_serves_as_sandbox() {
+    if !root() {
+        return;
+    }
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let sandbox = Sandboxed::new("detached", NOBODY);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(rustix::fs::CWD, &sandbox.dir, flags).expect("open_tree");
+    let options = Options { sandbox: Some(Sandbox::Mount(mount.as_fd())), ..linux() };
+    let ran = run(&["sh", "-c", "echo detached > here"], &options);
+    assert_eq!(ran.events, exited(0), "{}", ran.output);
+    assert_eq!(fs::read_to_string(sandbox.dir.join("here")).expect("in the sandbox"), "detached\n");
+}
+
+#[test]
 fn user_0_meets_masks() {
     if !root() {
         return;
