@@ -4,7 +4,12 @@
 //! Feature `rpc` adds the generated gRPC clients and servers.
 
 /// What protox and prost generated from `/proto`.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; the documentation is in the .proto files")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated; the documentation is in the .proto files"
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/packages.rs"));
 }

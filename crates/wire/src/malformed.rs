@@ -157,7 +157,10 @@ mod tests {
         let (root, parts) = (Path::Root, Path::Item(&Path::Root, "parts", 0));
         let spec = parts.field("launch");
         let spec = spec.field("spec");
-        assert_eq!(spec.item("resources", 2).field("amount").to_string(), "parts[0].launch.spec.resources[2].amount");
+        assert_eq!(
+            spec.item("resources", 2).field("amount").to_string(),
+            "parts[0].launch.spec.resources[2].amount"
+        );
         assert_eq!(spec.key("env", "A=B").to_string(), "parts[0].launch.spec.env[\"A=B\"]");
         assert_eq!(root.field("call").to_string(), "call");
     }

@@ -26,7 +26,9 @@ pub enum RecordError {
         version: u32,
     },
     /// A version of a kind that this version does not know.
-    #[error("{what}: version {version} of kind {kind} is not known to this version of proffer, which knows {known}")]
+    #[error(
+        "{what}: version {version} of kind {kind} is not known to this version of proffer, which knows {known}"
+    )]
     UnknownVersion {
         /// `log entry` or `snapshot segment`.
         what: &'static str,

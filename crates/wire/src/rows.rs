@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proffer_types::{
-    AgentId, AttributeValue, ClusterId, ClusterTime, FrameworkId, FrameworkInfo, LaunchId, MasterId, Resources, Role,
-    Status, TaskId, TaskState,
+    AgentId, AttributeValue, ClusterId, ClusterTime, FrameworkId, FrameworkInfo, LaunchId, MasterId,
+    Resources, Role, Status, TaskId, TaskState,
 };
 
 /// The state that an answer was read from.

@@ -17,8 +17,8 @@ use crate::admin::v1 as pb;
 use crate::common::v1 as common;
 use crate::malformed::{Malformed, Path, Problems, parse};
 use crate::rows::{
-    AgentRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary, TaskFilter, TaskRow,
-    ViewStamp,
+    AgentRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary,
+    TaskFilter, TaskRow, ViewStamp,
 };
 use crate::told::{LogRange, LogStream};
 
@@ -26,7 +26,10 @@ const ROOT: Path<'static> = Path::Root;
 
 /// How fresh a read must be.
 pub fn read_options(options: Option<pb::ReadOptions>) -> ReadOptions {
-    options.map_or_else(ReadOptions::default, |o| ReadOptions { min_index: o.min_index, linearizable: o.linearizable })
+    options.map_or_else(ReadOptions::default, |o| ReadOptions {
+        min_index: o.min_index,
+        linearizable: o.linearizable,
+    })
 }
 
 /// Which page.
@@ -60,12 +63,16 @@ pub fn list_agents(request: pb::ListAgentsRequest) -> Result<(ReadOptions, PageR
 }
 
 /// A list of frameworks that is asked for, and whether completed ones are wanted.
-pub fn list_frameworks(request: pb::ListFrameworksRequest) -> Result<(ReadOptions, PageRequest, bool), Malformed> {
+pub fn list_frameworks(
+    request: pb::ListFrameworksRequest,
+) -> Result<(ReadOptions, PageRequest, bool), Malformed> {
     Ok((read_options(request.read), page(request.page)?, request.completed))
 }
 
 /// A list of tasks that is asked for.
-pub fn list_tasks(request: pb::ListTasksRequest) -> Result<(ReadOptions, PageRequest, TaskFilter), Malformed> {
+pub fn list_tasks(
+    request: pb::ListTasksRequest,
+) -> Result<(ReadOptions, PageRequest, TaskFilter), Malformed> {
     parse(|problems| {
         let read = read_options(request.read);
         let page = page_at(request.page, problems);
@@ -143,8 +150,12 @@ pub fn read_logs(request: pb::ReadLogsRequest) -> Result<(FrameworkId, TaskId, L
             "stderr" => Some(LogStream::Stderr),
             _ => problems.invalid(ROOT.field("stream"), "must be `stdout` or `stderr`"),
         };
-        let range =
-            LogRange { stream: stream?, offset: request.offset, limit: request.limit, follow: request.follow };
+        let range = LogRange {
+            stream: stream?,
+            offset: request.offset,
+            limit: request.limit,
+            follow: request.follow,
+        };
         Some((FrameworkId(framework?), task?, range))
     })
 }

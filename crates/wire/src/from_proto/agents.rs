@@ -40,7 +40,9 @@ fn report(
     use pb::agent_item::Item;
     match item.item {
         None => problems.unsupported(*at, "this report is not known to this version"),
-        Some(Item::Hello(given)) => Some(AgentReport::Hello(Box::new(hello(given, agent, &at.field("hello"), problems)?))),
+        Some(Item::Hello(given)) => {
+            Some(AgentReport::Hello(Box::new(hello(given, agent, &at.field("hello"), problems)?)))
+        }
         Some(Item::Listing(listing)) => {
             let at = at.field("listing");
             let mut held = Vec::with_capacity(listing.held.len());
@@ -58,7 +60,9 @@ fn report(
             Some(AgentReport::Status { launch, status })
         }
         Some(Item::Pong(pong)) => Some(AgentReport::Pong { n: pong.n }),
-        Some(Item::Cleaned(cleaned)) => Some(AgentReport::Cleaned(cleaned.launch_ids.into_iter().map(LaunchId).collect())),
+        Some(Item::Cleaned(cleaned)) => {
+            Some(AgentReport::Cleaned(cleaned.launch_ids.into_iter().map(LaunchId).collect()))
+        }
     }
 }
 
@@ -162,7 +166,9 @@ fn order(item: pb::MasterItem, at: &Path<'_>, problems: &mut Problems) -> Option
             }
         }
         Some(Item::SendListing(pb::SendListing {})) => AgentOrder::SendListing,
-        Some(Item::Launch(given)) => AgentOrder::Launch(Box::new(launch_order(given, &at.field("launch"), problems)?)),
+        Some(Item::Launch(given)) => {
+            AgentOrder::Launch(Box::new(launch_order(given, &at.field("launch"), problems)?))
+        }
         Some(Item::Kill(kill)) => AgentOrder::Kill {
             agent_seq: kill.agent_seq,
             launch: LaunchId(id(kill.launch_id, at.field("launch_id"), problems)?),
@@ -183,7 +189,9 @@ fn order(item: pb::MasterItem, at: &Path<'_>, problems: &mut Problems) -> Option
             launch: LaunchId(id(open.launch_id, at.field("launch_id"), problems)?),
             expires_ms: open.expires_ms,
         },
-        Some(Item::Refused(refused)) => AgentOrder::Refused(refusal(&refused.code, at.field("code"), problems)?),
+        Some(Item::Refused(refused)) => {
+            AgentOrder::Refused(refusal(&refused.code, at.field("code"), problems)?)
+        }
     })
 }
 
@@ -218,7 +226,10 @@ fn launch_order(given: pb::Launch, at: &Path<'_>, problems: &mut Problems) -> Op
 /// A piece of output; the ticket comes with the first.
 pub fn data_chunk(chunk: pb::DataChunk) -> (Bytes, LogChunk) {
     let error = (!chunk.error.is_empty()).then_some(chunk.error);
-    (chunk.ticket, LogChunk { offset: chunk.offset, data: chunk.data, end: chunk.end, lost: chunk.lost, error })
+    (
+        chunk.ticket,
+        LogChunk { offset: chunk.offset, data: chunk.data, end: chunk.end, lost: chunk.lost, error },
+    )
 }
 
 /// What the master wants of a launch's output.
@@ -228,10 +239,14 @@ pub fn data_request(request: pb::DataRequest) -> Result<(LaunchId, LogRange), Ma
             Ok(pb::Stream::Stdout) => LogStream::Stdout,
             Ok(pb::Stream::Stderr) => LogStream::Stderr,
             Ok(pb::Stream::Unspecified) | Err(_) => {
-                return problems.invalid(Path::Root.field("stream"), format_args!("{} is not a stream", request.stream));
+                return problems
+                    .invalid(Path::Root.field("stream"), format_args!("{} is not a stream", request.stream));
             }
         };
         let launch = LaunchId(id(request.launch_id, Path::Root.field("launch_id"), problems)?);
-        Some((launch, LogRange { stream, offset: request.offset, limit: request.limit, follow: request.follow }))
+        Some((
+            launch,
+            LogRange { stream, offset: request.offset, limit: request.limit, follow: request.follow },
+        ))
     })
 }

@@ -39,7 +39,14 @@ pub fn subscribe(request: pb::SubscribeRequest, connection: ConnectionId) -> Res
         if let Some(i) = suppressed.iter().position(|role| !info.roles.contains(role)) {
             problems.invalid::<()>(ROOT.item("suppressed_roles", i), "is none of info.roles");
         }
-        Some(Call::Subscribe { connection, framework: framework?, session: session?, origin: origin?, info, suppressed })
+        Some(Call::Subscribe {
+            connection,
+            framework: framework?,
+            session: session?,
+            origin: origin?,
+            info,
+            suppressed,
+        })
     })
 }
 
@@ -197,7 +204,8 @@ fn call_id(header: Option<pb::CallHeader>, content: u64, problems: &mut Problems
     let (seq, done_below) = seq;
     if seq > 0 && done_below > seq {
         let at = ROOT.field("call");
-        return problems.invalid(at.field("done_below"), "must not exceed seq, whose answer is not there yet");
+        return problems
+            .invalid(at.field("done_below"), "must not exceed seq, whose answer is not there yet");
     }
     Some(CallId { framework, session, seq, done_below, content })
 }
@@ -212,9 +220,8 @@ fn sender(header: Option<pb::CallHeader>, problems: &mut Problems) -> Option<(Fr
 
 fn filter(filter_ms: Option<u64>, problems: &mut Problems) -> Option<u64> {
     match filter_ms {
-        Some(ms) if ms > FILTER_MAX_MS => {
-            problems.invalid(ROOT.field("filter_ms"), format_args!("must be at most {FILTER_MAX_MS} (365 days)"))
-        }
+        Some(ms) if ms > FILTER_MAX_MS => problems
+            .invalid(ROOT.field("filter_ms"), format_args!("must be at most {FILTER_MAX_MS} (365 days)")),
         filter_ms => Some(filter_ms.unwrap_or(FILTER_DEFAULT_MS)),
     }
 }

@@ -1,14 +1,14 @@
 //! Entries of the replicated log.
 
 use proffer_types::command::{
-    Ack, AcceptPart, Attach, Command, CompletionReason, Entry, Held, Launch, Refusal,
+    AcceptPart, Ack, Attach, Command, CompletionReason, Entry, Held, Launch, Refusal,
 };
 use proffer_types::{AgentId, ClusterTime, FrameworkId, LaunchId, SessionId, TaskLaunch};
 use prost::Message;
 
 use super::records::{
-    admin_id, agent_info, boot, call_id, caller, cluster, each, framework_info, launch_status, masters, request,
-    resources, task_spec, there,
+    admin_id, agent_info, boot, call_id, caller, cluster, each, framework_info, launch_status, masters,
+    request, resources, task_spec, there,
 };
 use super::role;
 use super::tasks::task_id;
@@ -91,7 +91,9 @@ fn command(body: Body, problems: &mut Problems) -> Option<Command> {
             let call = call_id(given.call, ROOT.field("call"), problems)?;
             Command::Acknowledge { call, acks: given.acks.into_iter().map(ack).collect() }
         }
-        Body::Teardown(given) => Command::Teardown { call: call_id(given.call, ROOT.field("call"), problems)? },
+        Body::Teardown(given) => {
+            Command::Teardown { call: call_id(given.call, ROOT.field("call"), problems)? }
+        }
         Body::AdminKill(given) => Command::AdminKill {
             call: admin_id(given.call, ROOT.field("call"), problems)?,
             framework: FrameworkId(given.framework),
@@ -128,9 +130,11 @@ fn completion(number: u32, problems: &mut Problems) -> Option<CompletionReason> 
 fn attach(given: pb::AttachAgent, problems: &mut Problems) -> Option<Attach> {
     let held = match given.held {
         None => None,
-        Some(held) => Some(each(held.launches, &ROOT.field("held"), "launches", problems, |given, at, problems| {
-            launch_status(given, at, problems).map(|(launch, status)| Held { launch, status })
-        })?),
+        Some(held) => {
+            Some(each(held.launches, &ROOT.field("held"), "launches", problems, |given, at, problems| {
+                launch_status(given, at, problems).map(|(launch, status)| Held { launch, status })
+            })?)
+        }
     };
     Some(Attach {
         agent: AgentId(given.agent),
@@ -159,7 +163,11 @@ fn launch(given: pb::accept::Launch, at: &Path<'_>, problems: &mut Problems) -> 
     })
 }
 
-fn task(given: pb::LaunchTask, at: &Path<'_>, problems: &mut Problems) -> Option<Result<TaskLaunch, Refusal>> {
+fn task(
+    given: pb::LaunchTask,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<Result<TaskLaunch, Refusal>> {
     if given.refused > 0 {
         return refusal(given.refused, at.field("refused"), problems).map(Err);
     }

@@ -26,23 +26,30 @@ fn event(given: pb::Event, at: &Path<'_>, problems: &mut Problems) -> Option<Eve
     use pb::event::Event as Given;
     Some(match given.event {
         None | Some(Given::Message(_)) => Event::Other,
-        Some(Given::Subscribed(given)) => Event::Subscribed(subscribed(given, &at.field("subscribed"), problems)?),
+        Some(Given::Subscribed(given)) => {
+            Event::Subscribed(subscribed(given, &at.field("subscribed"), problems)?)
+        }
         Some(Given::Snapshot(given)) => {
             let at = at.field("snapshot");
             let tasks = given.tasks.into_iter().enumerate();
-            Event::Snapshot(tasks.map(|(i, t)| known_task(t, &at.item("tasks", i), problems)).collect::<Option<_>>()?)
+            Event::Snapshot(
+                tasks.map(|(i, t)| known_task(t, &at.item("tasks", i), problems)).collect::<Option<_>>()?,
+            )
         }
         Some(Given::SnapshotEnd(given)) => Event::SnapshotEnd { index: given.index },
         Some(Given::Offers(given)) => {
             let at = at.field("offers");
             let offers = given.offers.into_iter().enumerate();
-            Event::Offers(offers.map(|(i, o)| host_offer(o, &at.item("offers", i), problems)).collect::<Option<_>>()?)
+            Event::Offers(
+                offers.map(|(i, o)| host_offer(o, &at.item("offers", i), problems)).collect::<Option<_>>()?,
+            )
         }
         Some(Given::Rescind(given)) => {
             let at = at.field("rescind");
             let ids = given.offer_ids.into_iter().enumerate();
             Event::Rescind(
-                ids.map(|(i, o)| offer_id(Some(o), at.item("offer_ids", i), problems)).collect::<Option<_>>()?,
+                ids.map(|(i, o)| offer_id(Some(o), at.item("offer_ids", i), problems))
+                    .collect::<Option<_>>()?,
             )
         }
         Some(Given::Update(given)) => Event::Update(update(given, &at.field("update"), problems)?),

@@ -26,7 +26,10 @@ pub(crate) fn framework_info(
         problems.invalid::<()>(at.field("roles"), "there must be at least one");
     }
     let failover_timeout_ms = if info.failover_timeout_ms > FAILOVER_TIMEOUT_MAX_MS {
-        problems.invalid(at.field("failover_timeout_ms"), format_args!("must be at most {FAILOVER_TIMEOUT_MAX_MS}"))
+        problems.invalid(
+            at.field("failover_timeout_ms"),
+            format_args!("must be at most {FAILOVER_TIMEOUT_MAX_MS}"),
+        )
     } else {
         Some(info.failover_timeout_ms)
     };
@@ -55,7 +58,9 @@ pub(crate) fn roles(
     let mut whole = Some(());
     for (i, path) in paths.iter().enumerate() {
         match role(path, at.item(name, i), problems) {
-            Some(role) if !seen.insert(role.clone()) => whole = problems.invalid(at.item(name, i), "is there twice"),
+            Some(role) if !seen.insert(role.clone()) => {
+                whole = problems.invalid(at.item(name, i), "is there twice")
+            }
             Some(role) => roles.push(role),
             None => whole = None,
         }

@@ -6,14 +6,15 @@ use proffer_types::image::{
 };
 use proffer_types::task::KillOrder;
 use proffer_types::{
-    Agent, AgentId, AgentState, ClusterTime, Framework, FrameworkId, FrameworkState, LaunchId, SessionId, SpecDigest,
+    Agent, AgentId, AgentState, ClusterTime, Framework, FrameworkId, FrameworkState, LaunchId, SessionId,
+    SpecDigest,
 };
 use prost::Message;
 
 use super::commands::refusal;
 use super::records::{
-    agent_info, boot, caller, cluster, each, framework_info, masters, reason, request, resources, status, task_spec,
-    there,
+    agent_info, boot, caller, cluster, each, framework_info, masters, reason, request, resources, status,
+    task_spec, there,
 };
 use super::role;
 use super::tasks::task_id;
@@ -44,16 +45,20 @@ fn records(body: Body, problems: &mut Problems) -> Option<Segment> {
     Some(match body {
         Body::Meta(given) => Segment::Meta(meta(given, problems)?),
         Body::Agents(given) => Segment::Agents(each(given.records, &ROOT, NAME, problems, agent)?),
-        Body::Frameworks(given) => Segment::Frameworks(each(given.records, &ROOT, NAME, problems, framework)?),
+        Body::Frameworks(given) => {
+            Segment::Frameworks(each(given.records, &ROOT, NAME, problems, framework)?)
+        }
         Body::Sessions(given) => Segment::Sessions(each(given.records, &ROOT, NAME, problems, session)?),
         Body::Answers(given) => Segment::Answers(each(given.records, &ROOT, NAME, problems, stored_answer)?),
         Body::AdminAnswers(given) => {
             Segment::AdminAnswers(each(given.records, &ROOT, NAME, problems, stored_admin_answer)?)
         }
-        Body::Specs(given) => Segment::Specs(each(given.records, &ROOT, NAME, problems, |given, at, problems| {
-            let spec = task_spec(given.spec, at.field("spec"), problems)?;
-            Some(SpecImage { framework: FrameworkId(given.framework), spec })
-        })?),
+        Body::Specs(given) => {
+            Segment::Specs(each(given.records, &ROOT, NAME, problems, |given, at, problems| {
+                let spec = task_spec(given.spec, at.field("spec"), problems)?;
+                Some(SpecImage { framework: FrameworkId(given.framework), spec })
+            })?)
+        }
         Body::Tasks(given) => Segment::Tasks(each(given.records, &ROOT, NAME, problems, task)?),
         Body::Finished(given) => Segment::Finished(each(given.records, &ROOT, NAME, problems, finished)?),
     })
@@ -103,7 +108,9 @@ fn framework(given: pb::Framework, at: &Path<'_>, problems: &mut Problems) -> Op
         session: SessionId(given.session),
         state: match given.state {
             None => FrameworkState::Connected,
-            Some(State::DeadlineMs(deadline)) => FrameworkState::Disconnected { deadline: ClusterTime(deadline) },
+            Some(State::DeadlineMs(deadline)) => {
+                FrameworkState::Disconnected { deadline: ClusterTime(deadline) }
+            }
             Some(State::CompletedMs(at)) => FrameworkState::Completed { at: ClusterTime(at) },
         },
         completion_reason: given.completion_reason,
@@ -197,7 +204,9 @@ fn task(given: pb::Task, at: &Path<'_>, problems: &mut Problems) -> Option<TaskI
         kill,
         status: status(given.status, at.field("status"), problems)?,
         agent_status,
-        pending: each(given.pending, at, "pending", problems, |given, at, problems| status(Some(given), *at, problems))?,
+        pending: each(given.pending, at, "pending", problems, |given, at, problems| {
+            status(Some(given), *at, problems)
+        })?,
         created_at: ClusterTime(given.created_at_ms),
         created_wall_ms: given.created_wall_ms,
         started_wall_ms: given.started_wall_ms,

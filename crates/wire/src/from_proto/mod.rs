@@ -22,8 +22,9 @@ use crate::common::v1 as pb;
 use crate::malformed::{Path, Problems};
 
 pub use admin::{
-    admin_view, agent_row, framework_row, given_id, kill_task, list_agents, list_frameworks, list_tasks, master_row,
-    named_task, offer_row, page, read_logs, read_options, status_summary, task_row, teardown_framework,
+    admin_view, agent_row, framework_row, given_id, kill_task, list_agents, list_frameworks, list_tasks,
+    master_row, named_task, offer_row, page, read_logs, read_options, status_summary, task_row,
+    teardown_framework,
 };
 pub use agents::{agent_message, data_chunk, data_request, master_message};
 pub use calls::{accept, acknowledge, decline, kill, reconcile, revive, subscribe, suppress, teardown};
@@ -66,9 +67,11 @@ fn labels(
     at: &Path<'_>,
     problems: &mut Problems,
 ) -> Option<BTreeMap<String, String>> {
-    let wrong = |key: &String| key.is_empty() || key.len() > NAME_BYTES_MAX || key.chars().any(char::is_control);
+    let wrong =
+        |key: &String| key.is_empty() || key.len() > NAME_BYTES_MAX || key.chars().any(char::is_control);
     match labels.keys().find(|key| wrong(key)) {
-        Some(key) => problems.invalid(at.key("labels", key), "a key must have 1 to 255 bytes and no control characters"),
+        Some(key) => problems
+            .invalid(at.key("labels", key), "a key must have 1 to 255 bytes and no control characters"),
         None => Some(labels),
     }
 }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use proffer_types::command::{AdminId, CallId};
 use proffer_types::resources::{
-    AMOUNT_MAX, Attribution, AttributionParts, Custom, Disk, DiskKind, Entry, Quantities, Ranges, Resources, Volume,
+    AMOUNT_MAX, Attribution, AttributionParts, Custom, Disk, DiskKind, Entry, Quantities, Ranges, Resources,
+    Volume,
 };
 use proffer_types::{
-    AgentInfo, AttributeValue, BootId, Caller, CallerKind, ClusterId, ClusterTime, FrameworkId, FrameworkInfo, LaunchId,
-    MasterId, Reason, RequestId, SessionId, Source, Status, TaskSpec, TaskState,
+    AgentInfo, AttributeValue, BootId, Caller, CallerKind, ClusterId, ClusterTime, FrameworkId,
+    FrameworkInfo, LaunchId, MasterId, Reason, RequestId, SessionId, Source, Status, TaskSpec, TaskState,
 };
 
 use super::{role, sixteen, u128_of};
@@ -89,7 +90,11 @@ fn ranges(given: pb::Ranges, kind: &str, at: Path<'_>, problems: &mut Problems) 
     }
 }
 
-pub(crate) fn resources(given: Option<pb::Resources>, at: Path<'_>, problems: &mut Problems) -> Option<Resources> {
+pub(crate) fn resources(
+    given: Option<pb::Resources>,
+    at: Path<'_>,
+    problems: &mut Problems,
+) -> Option<Resources> {
     let given = there(given, at, problems)?;
     let entries = each(given.entries, &at, "entries", problems, entry)?;
     match Resources::from_entries(entries) {
@@ -123,8 +128,9 @@ fn entry(given: pb::resources::Entry, at: &Path<'_>, problems: &mut Problems) ->
 }
 
 fn attribution(given: pb::Attribution, at: Path<'_>, problems: &mut Problems) -> Option<Attribution> {
-    let reservation =
-        each(given.reservation, &at, "reservation", problems, |path, at, problems| role(&path, *at, problems))?;
+    let reservation = each(given.reservation, &at, "reservation", problems, |path, at, problems| {
+        role(&path, *at, problems)
+    })?;
     let disk = match given.disk {
         None => None,
         Some(disk) => {
@@ -133,13 +139,18 @@ fn attribution(given: pb::Attribution, at: Path<'_>, problems: &mut Problems) ->
                 2 => DiskKind::Mount,
                 3 => DiskKind::Block,
                 4 => DiskKind::Raw,
-                kind => return problems.invalid(at.field("disk"), format_args!("{kind} is not a kind of disk")),
+                kind => {
+                    return problems.invalid(at.field("disk"), format_args!("{kind} is not a kind of disk"));
+                }
             };
             Some(Disk { kind, id: disk.id })
         }
     };
     let volume = given.volume.map(|v| Volume { id: v.id, container_path: v.container_path });
-    Some(AttributionParts { reservation, volume, disk, revocable: given.revocable, shared: given.shared }.into())
+    Some(
+        AttributionParts { reservation, volume, disk, revocable: given.revocable, shared: given.shared }
+            .into(),
+    )
 }
 
 fn numbered<T>(
@@ -183,7 +194,11 @@ pub(crate) fn launch_status(
     Some((LaunchId(given.launch), status(given.status, at.field("status"), problems)?))
 }
 
-pub(crate) fn task_spec(given: Option<pb::TaskSpec>, at: Path<'_>, problems: &mut Problems) -> Option<Arc<TaskSpec>> {
+pub(crate) fn task_spec(
+    given: Option<pb::TaskSpec>,
+    at: Path<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<TaskSpec>> {
     let given = there(given, at, problems)?;
     Some(Arc::new(TaskSpec {
         argv: given.argv,
@@ -197,7 +212,11 @@ pub(crate) fn task_spec(given: Option<pb::TaskSpec>, at: Path<'_>, problems: &mu
     }))
 }
 
-pub(crate) fn agent_info(given: Option<pb::AgentInfo>, at: Path<'_>, problems: &mut Problems) -> Option<AgentInfo> {
+pub(crate) fn agent_info(
+    given: Option<pb::AgentInfo>,
+    at: Path<'_>,
+    problems: &mut Problems,
+) -> Option<AgentInfo> {
     use pb::attribute_value::Value;
     let given = there(given, at, problems)?;
     let mut attributes = BTreeMap::new();

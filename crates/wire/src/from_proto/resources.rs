@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proffer_types::resources::{
-    AMOUNT_MAX, Attribution, AttributionParts, Custom, Disk, DiskKind, Quantities, Ranges, Resources, ScalarKind, Volume,
+    AMOUNT_MAX, Attribution, AttributionParts, Custom, Disk, DiskKind, Quantities, Ranges, Resources,
+    ScalarKind, Volume,
 };
 use proffer_types::{Role, names};
 
@@ -148,8 +149,12 @@ fn items(set: pb::Set, at: &Path<'_>, problems: &mut Problems) -> Option<BTreeSe
     }
     let mut items = BTreeSet::new();
     for (i, item) in set.items.into_iter().enumerate() {
-        if item.is_empty() || item.len() > proffer_types::limits::NAME_BYTES_MAX || item.chars().any(char::is_control) {
-            return problems.invalid(at.item("items", i), "must have 1 to 255 bytes and no control characters");
+        if item.is_empty()
+            || item.len() > proffer_types::limits::NAME_BYTES_MAX
+            || item.chars().any(char::is_control)
+        {
+            return problems
+                .invalid(at.item("items", i), "must have 1 to 255 bytes and no control characters");
         }
         if !items.insert(item) {
             return problems.invalid(at.item("items", i), "is there twice");
@@ -184,7 +189,8 @@ fn attribution(
     if given.shared && volume.is_none() {
         return problems.invalid(at.field("shared"), "only a volume can be shared");
     }
-    let parts = AttributionParts { reservation, volume, disk, revocable: given.revocable, shared: given.shared };
+    let parts =
+        AttributionParts { reservation, volume, disk, revocable: given.revocable, shared: given.shared };
     if allowed == Attributions::Refused {
         let what = [
             (!parts.reservation.is_empty(), "reservation", "reservations are not supported by this version"),

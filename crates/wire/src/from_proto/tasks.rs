@@ -75,7 +75,8 @@ pub(crate) fn env(
     let mut whole = Some(());
     for (name, value) in &env {
         if name.is_empty() || name.contains(['=', '\0']) {
-            whole = problems.invalid(at.key("env", name), "a name must not be empty nor contain `=` or a NUL byte");
+            whole = problems
+                .invalid(at.key("env", name), "a name must not be empty nor contain `=` or a NUL byte");
         }
         if value.contains('\0') {
             whole = problems.invalid(at.key("env", name), "contains a NUL byte");
@@ -85,19 +86,31 @@ pub(crate) fn env(
 }
 
 /// Parses one's own or a kill's grace; `None` inside if it is left to the default.
-pub(crate) fn kill_grace(grace_ms: Option<u64>, at: Path<'_>, problems: &mut Problems) -> Option<Option<u64>> {
+pub(crate) fn kill_grace(
+    grace_ms: Option<u64>,
+    at: Path<'_>,
+    problems: &mut Problems,
+) -> Option<Option<u64>> {
     match grace_ms {
-        Some(ms) if ms > KILL_GRACE_MAX_MS => problems.invalid(at, format_args!("must be at most {KILL_GRACE_MAX_MS}")),
+        Some(ms) if ms > KILL_GRACE_MAX_MS => {
+            problems.invalid(at, format_args!("must be at most {KILL_GRACE_MAX_MS}"))
+        }
         grace_ms => Some(grace_ms),
     }
 }
 
-pub(crate) fn task_launch(task: pb::TaskLaunch, at: &Path<'_>, problems: &mut Problems) -> Option<TaskLaunch> {
+pub(crate) fn task_launch(
+    task: pb::TaskLaunch,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<TaskLaunch> {
     let bytes: usize = task.env.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
     if bytes > TASK_ENV_BYTES_MAX {
         return problems.invalid(
             at.field("env"),
-            format_args!("has {bytes} bytes, the limit of a task's own is {TASK_ENV_BYTES_MAX}: put it into the spec"),
+            format_args!(
+                "has {bytes} bytes, the limit of a task's own is {TASK_ENV_BYTES_MAX}: put it into the spec"
+            ),
         );
     }
     let task_id = task_id(&task.task_id, at.field("task_id"), problems);
@@ -107,7 +120,12 @@ pub(crate) fn task_launch(task: pb::TaskLaunch, at: &Path<'_>, problems: &mut Pr
     Some(TaskLaunch { task_id: task_id?, name: name?, env: env?, array: array? })
 }
 
-pub(crate) fn array(index: u32, count: u32, at: &Path<'_>, problems: &mut Problems) -> Option<Option<(u32, u32)>> {
+pub(crate) fn array(
+    index: u32,
+    count: u32,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<Option<(u32, u32)>> {
     match (index, count) {
         (0, 0) => Some(None),
         (index, count) if (1..=count).contains(&index) => Some(Some((index, count))),
@@ -144,7 +162,9 @@ pub(crate) fn status_or_unknown(
     let Some(state) = task_state(status.state, at.field("state"), problems)? else { return Some(None) };
     let source = match Source::from_number(status.source) {
         Some(source) => source,
-        None => return problems.invalid(at.field("source"), format_args!("{} is not a source", status.source)),
+        None => {
+            return problems.invalid(at.field("source"), format_args!("{} is not a source", status.source));
+        }
     };
     let mut message = status.message;
     let reason = Reason::ALL.iter().copied().find(|r| r.name() == status.reason).unwrap_or_else(|| {

@@ -8,7 +8,8 @@ use super::tasks::{status, task_state};
 use super::{framework_info, resources, sixteen};
 use crate::admin::v1 as pb;
 use crate::rows::{
-    AgentRow, FrameworkRow, MasterRow, OfferRow, PageRequest, ReadOptions, StatusSummary, TaskFilter, TaskRow, ViewStamp,
+    AgentRow, FrameworkRow, MasterRow, OfferRow, PageRequest, ReadOptions, StatusSummary, TaskFilter,
+    TaskRow, ViewStamp,
 };
 use crate::told::LogRange;
 
@@ -39,7 +40,12 @@ fn admin_call(call: AdminId) -> pb::AdminCall {
 }
 
 /// Asks for the end of a task.
-pub fn kill_task(call: AdminId, framework: FrameworkId, task: &TaskId, grace_ms: Option<u64>) -> pb::KillTaskRequest {
+pub fn kill_task(
+    call: AdminId,
+    framework: FrameworkId,
+    task: &TaskId,
+    grace_ms: Option<u64>,
+) -> pb::KillTaskRequest {
     pb::KillTaskRequest {
         call: Some(admin_call(call)),
         framework_id: framework.0,

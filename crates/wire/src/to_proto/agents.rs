@@ -13,7 +13,11 @@ use crate::common::v1 as common;
 use crate::told::{LogChunk, LogRange, LogStream};
 
 /// What an agent says. `epoch` is that of the session, `None` before its Welcome.
-pub fn agent_message(agent: Option<AgentId>, session: Option<Epoch>, reports: &[AgentReport]) -> pb::AgentMessage {
+pub fn agent_message(
+    agent: Option<AgentId>,
+    session: Option<Epoch>,
+    reports: &[AgentReport],
+) -> pb::AgentMessage {
     pb::AgentMessage {
         agent_id: agent.unwrap_or_default().0,
         epoch: session.map(epoch),
@@ -68,7 +72,10 @@ pub(crate) fn attributes(attributes: &BTreeMap<String, AttributeValue>) -> Vec<c
         AttributeValue::Text(text) => Value::Text(text.clone()),
         AttributeValue::Milli(milli) => Value::Milli(*milli),
     };
-    attributes.iter().map(|(name, v)| common::Attribute { name: name.clone(), value: Some(value(v)) }).collect()
+    attributes
+        .iter()
+        .map(|(name, v)| common::Attribute { name: name.clone(), value: Some(value(v)) })
+        .collect()
 }
 
 fn task_status(launch: LaunchId, given: &Status) -> pb::TaskStatus {

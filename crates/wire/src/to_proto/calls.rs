@@ -39,7 +39,12 @@ pub fn subscribe(
 }
 
 /// Uses offers. A task that is refused already is left out: the caller knows of it.
-pub fn accept(call: &CallId, atomic: bool, parts: &[AcceptCallPart], filter_ms: Option<u64>) -> pb::AcceptRequest {
+pub fn accept(
+    call: &CallId,
+    atomic: bool,
+    parts: &[AcceptCallPart],
+    filter_ms: Option<u64>,
+) -> pb::AcceptRequest {
     let launch = |launch: &proffer_types::call::LaunchCall| pb::Operation {
         operation: Some(pb::operation::Operation::Launch(pb::Launch {
             spec: Some(task_spec(&launch.spec)),
@@ -85,7 +90,10 @@ pub fn acknowledge(call: &CallId, acks: &[Ack]) -> pb::AcknowledgeRequest {
 
 /// Asks for statuses.
 pub fn reconcile(call: &CallId, tasks: &[TaskId]) -> pb::ReconcileRequest {
-    pb::ReconcileRequest { call: header(call), task_ids: tasks.iter().map(|task| task.as_str().into()).collect() }
+    pb::ReconcileRequest {
+        call: header(call),
+        task_ids: tasks.iter().map(|task| task.as_str().into()).collect(),
+    }
 }
 
 /// Ends the framework.

@@ -1,7 +1,9 @@
 //! Entries of the replicated log. The rules of their encoding are in `log.proto`.
 
-use proffer_types::command::{AcceptPart, AdminId, Attach, Command, CompletionReason, Entry, Held, Launch, Refusal};
 use proffer_types::TaskLaunch;
+use proffer_types::command::{
+    AcceptPart, AdminId, Attach, Command, CompletionReason, Entry, Held, Launch, Refusal,
+};
 use prost::Message;
 
 use super::records::{
@@ -57,7 +59,10 @@ fn body(command: &Command) -> Body {
     match command {
         Command::Form { cluster, masters } => Body::Form(pb::Form {
             cluster: super::cluster_id(*cluster),
-            masters: masters.iter().map(|(id, address)| pb::Master { id: id.0, address: address.clone() }).collect(),
+            masters: masters
+                .iter()
+                .map(|(id, address)| pb::Master { id: id.0, address: address.clone() })
+                .collect(),
         }),
         Command::Tick => Body::Tick(pb::Tick {}),
         Command::RegisterAgent { instance, info, boot_id } => Body::RegisterAgent(pb::RegisterAgent {
@@ -86,16 +91,21 @@ fn body(command: &Command) -> Body {
             atomic: *atomic,
             parts: parts.iter().map(part).collect(),
         }),
-        Command::Kill { call, task, grace_ms } => {
-            Body::Kill(pb::Kill { call: Some(call_id(call)), task: task.as_str().into(), grace_ms: *grace_ms })
-        }
+        Command::Kill { call, task, grace_ms } => Body::Kill(pb::Kill {
+            call: Some(call_id(call)),
+            task: task.as_str().into(),
+            grace_ms: *grace_ms,
+        }),
         Command::Acknowledge { call, acks } => {
             let ack = |ack: &proffer_types::command::Ack| pb::acknowledge::Ack {
                 launch: ack.launch.0,
                 master_seq: ack.master_seq,
                 task_seq: ack.task_seq,
             };
-            Body::Acknowledge(pb::Acknowledge { call: Some(call_id(call)), acks: acks.iter().map(ack).collect() })
+            Body::Acknowledge(pb::Acknowledge {
+                call: Some(call_id(call)),
+                acks: acks.iter().map(ack).collect(),
+            })
         }
         Command::Teardown { call } => Body::Teardown(pb::Teardown { call: Some(call_id(call)) }),
         Command::AdminKill { call, framework, task, grace_ms } => Body::AdminKill(pb::AdminKill {

@@ -66,7 +66,11 @@ fn body(segment: &Segment) -> Body {
         Segment::Answers(answers) => Body::Answers(pb::Answers {
             records: answers
                 .iter()
-                .map(|a| pb::StoredAnswer { session: a.session.0, seq: a.seq, answer: Some(answer(&a.answer)) })
+                .map(|a| pb::StoredAnswer {
+                    session: a.session.0,
+                    seq: a.seq,
+                    answer: Some(answer(&a.answer)),
+                })
                 .collect(),
         }),
         Segment::AdminAnswers(answers) => Body::AdminAnswers(pb::AdminAnswers {
@@ -87,7 +91,10 @@ fn body(segment: &Segment) -> Body {
         }),
         Segment::Tasks(tasks) => Body::Tasks(pb::Tasks { records: tasks.iter().map(task).collect() }),
         Segment::Finished(tasks) => Body::Finished(pb::FinishedTasks {
-            records: tasks.iter().map(|f| pb::Finished { number: f.number, task: Some(task(&f.task)) }).collect(),
+            records: tasks
+                .iter()
+                .map(|f| pb::Finished { number: f.number, task: Some(task(&f.task)) })
+                .collect(),
         }),
     }
 }

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use proffer_types::command::CallId;
 use proffer_types::resources::{Attribution, DiskKind, Ranges, Resources, ScalarKind};
-use proffer_types::{AgentInfo, AttributeValue, Caller, CallerKind, FrameworkInfo, LaunchId, Status, TaskSpec};
+use proffer_types::{
+    AgentInfo, AttributeValue, Caller, CallerKind, FrameworkInfo, LaunchId, Status, TaskSpec,
+};
 
 use crate::log::v1 as pb;
 
@@ -64,7 +66,10 @@ fn attribution(attribution: &Attribution) -> Option<pb::Attribution> {
     let parts = attribution.parts()?;
     Some(pb::Attribution {
         reservation: parts.reservation.iter().map(|role| role.as_str().into()).collect(),
-        volume: parts.volume.as_ref().map(|v| Volume { id: v.id.clone(), container_path: v.container_path.clone() }),
+        volume: parts
+            .volume
+            .as_ref()
+            .map(|v| Volume { id: v.id.clone(), container_path: v.container_path.clone() }),
         disk: parts.disk.as_ref().map(|d| Disk {
             kind: match d.kind {
                 DiskKind::Path => 1,

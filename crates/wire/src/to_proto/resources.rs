@@ -11,7 +11,11 @@ pub fn resources(resources: &Resources) -> Vec<pb::Resource> {
     for entry in resources.entries() {
         let attribution = attribution(&entry.attribution);
         let mut push = |kind: &str, value: Value| {
-            list.push(pb::Resource { kind: kind.into(), value: Some(value), attribution: attribution.clone() });
+            list.push(pb::Resource {
+                kind: kind.into(),
+                value: Some(value),
+                attribution: attribution.clone(),
+            });
         };
         for kind in ScalarKind::ALL {
             match entry.quantities.scalar(kind) {
@@ -42,7 +46,10 @@ fn attribution(attribution: &Attribution) -> Option<pb::Attribution> {
     let parts = attribution.parts()?;
     Some(pb::Attribution {
         reservation: parts.reservation.iter().map(|role| role.as_str().into()).collect(),
-        volume: parts.volume.as_ref().map(|v| Volume { id: v.id.clone(), container_path: v.container_path.clone() }),
+        volume: parts
+            .volume
+            .as_ref()
+            .map(|v| Volume { id: v.id.clone(), container_path: v.container_path.clone() }),
         disk: parts.disk.as_ref().map(|d| Disk {
             kind: match d.kind {
                 DiskKind::Path => Kind::Path,
