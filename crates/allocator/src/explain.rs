@@ -1,6 +1,12 @@
 //! Why somebody is offered something, or nothing.
 
+use std::borrow::Cow;
+
 use proffer_types::{AgentId, FrameworkId, Resources, Role};
+
+use crate::bits::Bits;
+use crate::round::{Decision, allocatable};
+use crate::{Agent, Allocator, Reach};
 
 /// Counts since the allocator was made, and gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -9,14 +15,14 @@ pub struct Counters {
     pub grants: u64,
     /// Agents looked at.
     pub visits: u64,
-    /// … of which had less left than the smallest offer.
-    pub visits_below_minimum: u64,
-    /// … of which had enough left, and nobody who wanted it and had not refused it.
+    /// … of which nobody wanted anything that had not refused it.
     pub visits_unwanted: u64,
     /// Declines and expiries.
     pub refusals: u64,
     /// Gauge: (framework, role) pairs that want offers now.
     pub clients_active: u64,
+    /// Gauge: agents with enough left for an offer, reachable and not paused.
+    pub agents_open: u64,
     /// Gauge: agents that wait to be looked at.
     pub agents_dirty: u64,
 }
@@ -81,5 +87,93 @@ pub enum Verdict {
         role: Role,
     },
     /// There is no such agent.
-    UnknownAgent(AgentId),
+    UnknownAgent,
+}
+
+impl Allocator {
+    /// Counts and gauges.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            grants: self.grants,
+            visits: self.visits,
+            visits_unwanted: self.visits_unwanted,
+            refusals: self.refusals,
+            clients_active: self.active_count,
+            agents_open: self.open.len() as u64,
+            agents_dirty: self.dirty.len() as u64,
+        }
+    }
+
+    /// How a framework stands, one entry per role it is in or holds something in; `None` if it is not known.
+    pub fn explain(&self, framework: FrameworkId) -> Option<Vec<Standing>> {
+        let clients = &self.frameworks.get(&framework)?.clients;
+        let standing = |(role, at): (&Role, &u32)| {
+            let client = self.client(*at);
+            Standing {
+                role: role.clone(),
+                active: self.active.contains(*at),
+                suppressed_since_ms: client.suppressed_since_ms,
+                share_millionths: self.sorter.share(*at).millionths(),
+                filters: client.filters,
+                floor_ms: client.floors.longest_ms(self.now_ms),
+                grants: client.grants,
+                last_grant_ms: client.last_grant_ms,
+                grants_to_others_since: self.grants - client.last_grant,
+            }
+        };
+        Some(clients.iter().map(standing).collect())
+    }
+
+    /// Why a framework in a role is, or is not, the next to be offered what is free on an agent: looks at that agent
+    /// as a round would.
+    pub fn explain_on(&self, now_ms: u64, framework: FrameworkId, role: &Role, agent: AgentId) -> Verdict {
+        let Some(known) = self.frameworks.get(&framework).filter(|f| f.known && f.connected) else {
+            return Verdict::Disconnected;
+        };
+        let Some(number) = known.clients.get(role).copied().filter(|at| self.client(*at).subscribed) else {
+            return Verdict::NotInRole;
+        };
+        if let Some(since_ms) = self.client(number).suppressed_since_ms {
+            return Verdict::Suppressed { since_ms };
+        }
+        let Some(agent) = self.agent_numbers.get(&agent).map(|at| self.agent(*at)) else {
+            return Verdict::UnknownAgent;
+        };
+        match agent.reach {
+            Reach::Ready => {}
+            Reach::Paused => return Verdict::AgentPaused,
+            Reach::Lost => return Verdict::AgentLost,
+        }
+        let offer = allocatable(&agent.free, role);
+        if offer.is_empty() {
+            return Verdict::NothingFree;
+        }
+        if !self.policy.is_enough(&offer) {
+            return Verdict::BelowMinimum(offer);
+        }
+        if let Some(layer) = agent.layers.longest(number, &offer, now_ms) {
+            return Verdict::Filtered { refused: layer.shape.clone(), until_ms: layer.until_ms };
+        }
+        self.in_order(now_ms, number, agent, offer)
+    }
+
+    /// For a client that may take `offer`: whether somebody else comes first.
+    fn in_order(&self, now_ms: u64, client: u32, agent: &Agent, offer: Resources) -> Verdict {
+        let mut order = Cow::Borrowed(&self.sorter);
+        if !order.is_settled() {
+            order.to_mut().settle();
+        }
+        let behind = |other: u32| {
+            let other = self.client(other);
+            Verdict::Behind { framework: other.framework, role: other.role.clone() }
+        };
+        match self.decide(&order, agent, now_ms, &mut Bits::default()) {
+            Decision::All(first) if first != client => behind(first),
+            Decision::All(_) | Decision::Unwanted => Verdict::Next(offer),
+            Decision::Parts(parts) => match parts.iter().find(|(who, _)| *who == client) {
+                Some((_, part)) => Verdict::Next(part.clone()),
+                None => behind(parts[0].0),
+            },
+        }
+    }
 }

@@ -4,76 +4,169 @@
 //! hierarchical dominant resource fairness over the role tree with weights, filters and a re-offer floor. Only what
 //! changed is looked at again. This crate refuses to know the time, to draw lots, to keep offer ids or deadlines, and
 //! to do any IO: the same events, times and seeds give the same grants.
+//!
+//! | file | decides |
+//! |---|---|
+//! | `round.rs` | who gets the next offer: which agents are looked at, and who is given what is free there |
+//! | `sorter.rs`, `amounts.rs` | who comes before whom: the role tree, shares, ties |
+//! | `filters.rs` | who refused what: filters and the re-offer floor |
+//! | `books.rs` | what events change: agents, frameworks, who holds what |
+//! | `explain.rs`, `check.rs` | why; and whether the books are right |
 
+mod amounts;
+mod bits;
+mod books;
+mod check;
 mod event;
 mod explain;
+mod filters;
 mod policy;
+mod round;
+mod sorter;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeMap;
+
+use proffer_types::{AgentId, FrameworkId, Resources, Role};
+
+pub use check::Violation;
 pub use event::{Event, Grant, Refused};
 pub use explain::{Counters, Standing, Verdict};
 pub use policy::Policy;
 
-use proffer_types::{AgentId, FrameworkId, Resources, Role};
+use bits::{Bits, Members};
+use filters::{Floors, Layers};
+use sorter::Sorter;
 
-/// What [`Allocator::check`] found wrong: a bug in this crate.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the allocator contradicts itself: {0}")]
-pub struct Violation(pub String);
-
-/// The engine.
+/// The engine. Agents and clients (a framework in a role) have dense numbers inside; these are reused and decide
+/// nothing.
 #[derive(Clone, Debug)]
 pub struct Allocator {
     policy: Policy,
+    now_ms: u64,
+    sorter: Sorter,
+    agents: Vec<Option<Agent>>,
+    agents_vacant: Vec<u32>,
+    agent_numbers: BTreeMap<AgentId, u32>,
+    frameworks: BTreeMap<FrameworkId, Framework>,
+    clients: Vec<Option<Client>>,
+    clients_vacant: Vec<u32>,
+    /// Clients that want offers.
+    active: Bits,
+    active_count: u64,
+    /// Agents of which something may be offered: reachable, not paused, with at least the smallest offer free.
+    open: Bits,
+    /// Open agents that a round would not find as the last one left them.
+    dirty: Bits,
+    /// Agents on which a filter layer ends, by when.
+    wheel: BTreeMap<u64, Members>,
+    /// Scratch space of a round.
+    row: Bits,
+    grants: u64,
+    visits: u64,
+    visits_unwanted: u64,
+    refusals: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Agent {
+    id: AgentId,
+    total: Resources,
+    /// What is neither offered nor used; nothing while less is there than is held.
+    free: Resources,
+    overcommitted: bool,
+    reach: Reach,
+    /// Who holds something, sorted by the client's number.
+    holdings: Vec<(u32, Holding)>,
+    layers: Layers,
+}
+
+/// Whether an agent is offered and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    Ready,
+    Paused,
+    Lost,
+}
+
+/// What one client holds on one agent.
+#[derive(Clone, Debug, Default)]
+struct Holding {
+    offered: Resources,
+    used: Resources,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Framework {
+    /// Added and not removed; else only its uses are left.
+    known: bool,
+    connected: bool,
+    clients: BTreeMap<Role, u32>,
+}
+
+#[derive(Clone, Debug)]
+struct Client {
+    framework: FrameworkId,
+    role: Role,
+    /// Whether the role is among the framework's; else only what it holds is left.
+    subscribed: bool,
+    suppressed_since_ms: Option<u64>,
+    /// Agents on which it holds something.
+    holdings: u64,
+    /// Filter layers that it is in, over all agents.
+    filters: u64,
+    floors: Floors,
+    grants: u64,
+    last_grant_ms: Option<u64>,
+    /// How many grants there were in all at its last.
+    last_grant: u64,
 }
 
 impl Allocator {
     /// An allocator that knows of nothing.
     pub fn new(policy: Policy) -> Self {
-        Self { policy }
+        Self {
+            policy,
+            now_ms: 0,
+            sorter: Sorter::default(),
+            agents: Vec::new(),
+            agents_vacant: Vec::new(),
+            agent_numbers: BTreeMap::new(),
+            frameworks: BTreeMap::new(),
+            clients: Vec::new(),
+            clients_vacant: Vec::new(),
+            active: Bits::default(),
+            active_count: 0,
+            open: Bits::default(),
+            dirty: Bits::default(),
+            wheel: BTreeMap::new(),
+            row: Bits::default(),
+            grants: 0,
+            visits: 0,
+            visits_unwanted: 0,
+            refusals: 0,
+        }
     }
 
-    /// Takes note of an event. `now_ms` is cluster time; an earlier one than before counts as the latest.
-    /// An event that contradicts earlier ones is refused and changes nothing.
-    pub fn apply(&mut self, now_ms: u64, event: &Event) -> Result<(), Refused> {
-        todo!("{now_ms} {event:?} {:?}", self.policy)
-    }
-
-    /// Grants what can be granted, at most `budget` agents' worth of looking; what is granted counts as offered at
-    /// once. `seed` decides the order in which agents are looked at. If the budget was spent,
-    /// [`Self::next_wakeup_ms`] is in the past.
-    pub fn next(&mut self, now_ms: u64, seed: u64, budget: usize) -> Vec<Grant> {
-        todo!("{now_ms} {seed} {budget}")
-    }
-
-    /// When [`Self::next`] may yield something if no event comes before: not later than now if there is something to
-    /// look at, else the end of the first filter or re-offer floor, else never.
-    pub fn next_wakeup_ms(&self) -> Option<u64> {
-        todo!()
-    }
-
-    /// What is free on an agent (neither offered nor used).
+    /// What is free on an agent (neither offered nor used); `None` if there is no such agent.
     pub fn free(&self, agent: AgentId) -> Option<&Resources> {
-        todo!("{agent:?}")
+        self.agent_numbers.get(&agent).map(|at| &self.agent(*at).free)
     }
 
-    /// Counts and gauges.
-    pub fn counters(&self) -> Counters {
-        todo!()
+    fn agent(&self, at: u32) -> &Agent {
+        self.agents[at as usize].as_ref().expect("numbers in the books are of live agents")
     }
 
-    /// How a framework stands, one entry per role it is in or holds something in; `None` if it is not known.
-    pub fn explain(&self, framework: FrameworkId) -> Option<Vec<Standing>> {
-        todo!("{framework:?}")
+    fn agent_mut(&mut self, at: u32) -> &mut Agent {
+        self.agents[at as usize].as_mut().expect("numbers in the books are of live agents")
     }
 
-    /// Why a framework in a role is, or is not, the next to be offered what is free on an agent.
-    pub fn explain_on(&self, now_ms: u64, framework: FrameworkId, role: &Role, agent: AgentId) -> Verdict {
-        todo!("{now_ms} {framework:?} {role} {agent:?}")
+    fn client(&self, at: u32) -> &Client {
+        self.clients[at as usize].as_ref().expect("numbers in the books are of live clients")
     }
 
-    /// Computes everything again from what is held where, and compares: per agent total = free + offered + used,
-    /// shares, order, filters, counts. O(everything): for tests and simulation.
-    pub fn check(&self) -> Result<(), Violation> {
-        todo!()
+    fn client_mut(&mut self, at: u32) -> &mut Client {
+        self.clients[at as usize].as_mut().expect("numbers in the books are of live clients")
     }
 }
