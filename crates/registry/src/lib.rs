@@ -13,6 +13,8 @@ mod check;
 mod image;
 mod state;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use change::Change;
 pub use check::Violation;
