@@ -21,7 +21,8 @@ use std::sync::Arc;
 use proffer_types::command::Ack;
 use proffer_types::task::{Reason, Source};
 use proffer_types::{
-    AgentId, Epoch, FrameworkId, FrameworkInfo, OfferId, RequestId, Role, SessionId, Status, TaskId, TaskState, limits,
+    AgentId, Epoch, FrameworkId, FrameworkInfo, OfferId, RequestId, Role, SessionId, Status, TaskId,
+    TaskState, limits,
 };
 
 use seek::Seek;
@@ -384,7 +385,9 @@ impl Core {
             self.outputs.push_back(Output::Forget { master: live.master.clone() });
         }
         match failure {
-            Failure::NotLeader { leader: Some(leader) } if leader != live.master => self.seek.named(now, &leader),
+            Failure::NotLeader { leader: Some(leader) } if leader != live.master => {
+                self.seek.named(now, &leader)
+            }
             Failure::Resync => {
                 self.resyncs = if now - live.since > RESYNC_CALM_MS { 0 } else { self.resyncs + 1 };
                 if self.resyncs > 1 {
@@ -440,21 +443,26 @@ impl Core {
         let seq = if request.is_protected() { self.next_seq } else { 0 };
         self.next_seq += u64::from(seq > 0);
         let places = match &request {
-            Request::Accept { parts, .. } => {
-                parts.iter().map(|part| part.offers.first().and_then(|id| self.offers.get(id)).cloned()).collect()
-            }
+            Request::Accept { parts, .. } => parts
+                .iter()
+                .map(|part| part.offers.first().and_then(|id| self.offers.get(id)).cloned())
+                .collect(),
             _ => Vec::new(),
         };
         self.acking |= own;
-        self.open.insert(ticket, OpenCall { seq, request: Arc::new(request), stage: Stage::Parked, own, places });
+        self.open
+            .insert(ticket, OpenCall { seq, request: Arc::new(request), stage: Stage::Parked, own, places });
         self.send_ready(now);
         ticket
     }
 
     /// Sends what waits, in the order in which it was asked.
     fn send_ready(&mut self, now: u64) {
-        let (Some(live), Some(framework), Some(session)) = (&self.live, self.framework, self.session) else { return };
-        let done_below = self.open.values().map(|call| call.seq).filter(|seq| *seq > 0).min().unwrap_or(self.next_seq);
+        let (Some(live), Some(framework), Some(session)) = (&self.live, self.framework, self.session) else {
+            return;
+        };
+        let done_below =
+            self.open.values().map(|call| call.seq).filter(|seq| *seq > 0).min().unwrap_or(self.next_seq);
         for (ticket, call) in &mut self.open {
             let waits = match call.stage {
                 Stage::Parked => true,
@@ -482,7 +490,8 @@ impl Core {
             self.on_accepted(&call, accepted);
         }
         // A malformed call leaves its offers alive.
-        let malformed = matches!(&result, Err(CallError::Refused(refused)) if refused.kind == RefusedKind::Invalid);
+        let malformed =
+            matches!(&result, Err(CallError::Refused(refused)) if refused.kind == RefusedKind::Invalid);
         match &*call.request {
             Request::Accept { parts, .. } if !malformed => {
                 parts.iter().flat_map(|part| &part.offers).for_each(|id| drop(self.offers.remove(id)));

@@ -85,7 +85,12 @@ impl Seek {
 
     /// Attempts that have had no answer for too long.
     pub(super) fn overdue(&self, now: u64) -> Vec<DialId> {
-        self.seats.values().filter_map(|seat| seat.dial).filter(|(_, until)| *until <= now).map(|(dial, _)| dial).collect()
+        self.seats
+            .values()
+            .filter_map(|seat| seat.dial)
+            .filter(|(_, until)| *until <= now)
+            .map(|(dial, _)| dial)
+            .collect()
     }
 
     /// Which master an attempt under way is at.
@@ -132,7 +137,8 @@ impl Seek {
 
     /// Why there is no leader yet, per master.
     pub(super) fn report(&self) -> Vec<(String, String)> {
-        let why = |seat: &Seat| if seat.why.is_empty() { "no answer yet".to_owned() } else { seat.why.clone() };
+        let why =
+            |seat: &Seat| if seat.why.is_empty() { "no answer yet".to_owned() } else { seat.why.clone() };
         self.seats.iter().map(|(master, seat)| (master.clone(), why(seat))).collect()
     }
 

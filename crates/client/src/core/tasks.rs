@@ -88,7 +88,8 @@ impl Tasks {
             }
             match self.views.get(&view.task) {
                 Some(known) if known.launch > view.launch => {}
-                Some(known) if known.launch == view.launch && known.status.position() > view.status.position() => {}
+                Some(known)
+                    if known.launch == view.launch && known.status.position() > view.status.position() => {}
                 Some(known) if *known == view => {}
                 _ => {
                     difference.changed.push(view.clone());

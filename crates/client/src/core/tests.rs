@@ -31,7 +31,9 @@ fn dials(outputs: &[Output]) -> BTreeMap<String, DialId> {
 
 fn sends(outputs: &[Output]) -> Vec<(DialId, Ticket, Header, Request)> {
     let send = |output: &Output| match output {
-        Output::Send { dial, ticket, header, request, .. } => Some((*dial, *ticket, *header, (**request).clone())),
+        Output::Send { dial, ticket, header, request, .. } => {
+            Some((*dial, *ticket, *header, (**request).clone()))
+        }
         _ => None,
     };
     outputs.iter().filter_map(send).collect()
@@ -156,7 +158,10 @@ fn a_lost_call_is_repeated_with_the_same_number_and_in_order() {
     let first = core.call(1, kill("x"));
     let second = core.call(1, kill("y"));
     let sent = sends(&drain(&mut core));
-    assert_eq!(sent.iter().map(|s| (s.1, s.2.seq, s.2.done_below)).collect::<Vec<_>>(), [(first, 1, 1), (second, 2, 1)]);
+    assert_eq!(
+        sent.iter().map(|s| (s.1, s.2.seq, s.2.done_below)).collect::<Vec<_>>(),
+        [(first, 1, 1), (second, 2, 1)]
+    );
     core.on_reply(2, dial, second, Err(Failure::OutcomeUnknown));
     assert!(!core.is_live());
     let mut now = 2;
@@ -164,7 +169,10 @@ fn a_lost_call_is_repeated_with_the_same_number_and_in_order() {
     let dial2 = dial_again(&mut core, &mut now, "a");
     core.on_heard(now, dial2, subscribed(2));
     let sent = sends(&drain(&mut core));
-    assert_eq!(sent.iter().map(|s| (s.1, s.2.seq)).collect::<Vec<_>>(), [(first, 1), (second, 2), (third, 3)]);
+    assert_eq!(
+        sent.iter().map(|s| (s.1, s.2.seq)).collect::<Vec<_>>(),
+        [(first, 1), (second, 2), (third, 3)]
+    );
     // An answer of the old connection counts if it is a success, and not if it is a refusal.
     let refused = Refused { kind: RefusedKind::NotFound, reason: "x".into(), message: "y".into() };
     core.on_reply(now, dial, second, Err(Failure::Refused(refused)));
@@ -172,12 +180,10 @@ fn a_lost_call_is_repeated_with_the_same_number_and_in_order() {
     core.on_reply(now, dial, first, Ok(Reply::Done { index: 3 }));
     assert!(matches!(drain(&mut core)[..], [Output::Answer { ticket, result: Ok(_) }] if ticket == first));
     core.call(now, kill("w"));
-    assert_eq!(sends(&drain(&mut core))[0].2, Header {
-        framework: FrameworkId(1),
-        session: SessionId(2),
-        seq: 4,
-        done_below: 2
-    });
+    assert_eq!(
+        sends(&drain(&mut core))[0].2,
+        Header { framework: FrameworkId(1), session: SessionId(2), seq: 4, done_below: 2 }
+    );
 }
 
 #[test]
@@ -203,7 +209,11 @@ fn statuses_are_shown_once_and_acknowledged_when_dealt_with() {
     assert_eq!(sent[0].3, Request::Acknowledge(vec![ack(8, 1), ack(9, 2)]));
     assert_eq!(core.tasks().len(), 2);
     core.on_reply(7, dial, sent[0].1, Ok(Reply::Done { index: 21 }));
-    assert_eq!(core.tasks().keys().map(TaskId::as_str).collect::<Vec<_>>(), ["t8"], "what ended is retained no more");
+    assert_eq!(
+        core.tasks().keys().map(TaskId::as_str).collect::<Vec<_>>(),
+        ["t8"],
+        "what ended is retained no more"
+    );
     // The last status comes late once more: hidden, and acknowledged.
     drain(&mut core);
     core.on_heard(8, dial, Heard::Update(update(9, TaskState::Finished, 2)));
@@ -226,10 +236,14 @@ fn a_snapshot_is_merged() {
     core.on_heard(3, dial, subscribed(2));
     let unacknowledged = |view, unacknowledged| SnapshotTask { view, unacknowledged };
     core.on_heard(3, dial, Heard::Snapshot(vec![unacknowledged(view(1, TaskState::Running, 1), false)]));
-    core.on_heard(3, dial, Heard::Snapshot(vec![
-        unacknowledged(view(2, TaskState::Finished, 2), true),
-        unacknowledged(view(4, TaskState::Running, 3), false),
-    ]));
+    core.on_heard(
+        3,
+        dial,
+        Heard::Snapshot(vec![
+            unacknowledged(view(2, TaskState::Finished, 2), true),
+            unacknowledged(view(4, TaskState::Running, 3), false),
+        ]),
+    );
     core.on_heard(3, dial, Heard::SnapshotEnd { index: 50 });
     let told = events(&drain(&mut core));
     let Some(Event::Synced { changed, gone }) = told.last() else { panic!("{told:?}") };
@@ -246,15 +260,24 @@ fn a_snapshot_is_merged() {
 fn an_older_snapshot_says_nothing_about_a_newer_launch() {
     let (mut core, dial) = live();
     let offer = OfferId { epoch: Epoch { generation: 0, term: 1 }, n: 1 };
-    core.on_heard(1, dial, Heard::Offers(vec![Offer {
-        id: offer,
-        agent: AgentId(5),
-        role: Role::star(),
-        resources: Resources::new(),
-        hostname: "h".into(),
-        attributes: BTreeMap::new(),
-    }]));
-    let task = TaskLaunch { task_id: TaskId::new("t7").unwrap(), name: String::new(), env: BTreeMap::new(), array: None };
+    core.on_heard(
+        1,
+        dial,
+        Heard::Offers(vec![Offer {
+            id: offer,
+            agent: AgentId(5),
+            role: Role::star(),
+            resources: Resources::new(),
+            hostname: "h".into(),
+            attributes: BTreeMap::new(),
+        }]),
+    );
+    let task = TaskLaunch {
+        task_id: TaskId::new("t7").unwrap(),
+        name: String::new(),
+        env: BTreeMap::new(),
+        array: None,
+    };
     let launch = Launch { spec: Arc::new(TaskSpec::default()), tasks: vec![task] };
     let parts = vec![Part { offers: vec![offer], launches: vec![launch] }];
     let ticket = core.call(1, Request::Accept { parts, atomic: false, filter_ms: None });
@@ -393,7 +416,8 @@ impl Model {
 
     /// One more status for some live task; the update if there was one.
     fn advance(&mut self, random: &mut Seek) -> Option<Update> {
-        let live: Vec<_> = self.tasks.iter().filter(|(_, t)| !t.view.status.state.is_terminal()).map(|(l, _)| *l).collect();
+        let live: Vec<_> =
+            self.tasks.iter().filter(|(_, t)| !t.view.status.state.is_terminal()).map(|(l, _)| *l).collect();
         let launch = *live.get(random.below(live.len().max(1) as u64) as usize)?;
         let task = self.tasks.get_mut(&launch)?;
         let seq = task.view.status.task_seq + 1;
@@ -511,7 +535,8 @@ impl World {
         }
         self.post(Arrival::Heard(dial, hello));
         let snapshot = self.model.tasks.values();
-        let snapshot = snapshot.map(|t| SnapshotTask { view: t.view.clone(), unacknowledged: !t.pending.is_empty() });
+        let snapshot =
+            snapshot.map(|t| SnapshotTask { view: t.view.clone(), unacknowledged: !t.pending.is_empty() });
         let snapshot: Vec<_> = snapshot.collect();
         self.post(Arrival::Heard(dial, Heard::Snapshot(snapshot)));
         self.post(Arrival::Heard(dial, Heard::SnapshotEnd { index: self.model.index }));
@@ -564,7 +589,8 @@ impl World {
                 self.repeat_pending(dial);
             }
         }
-        let due: Vec<Arrival> = self.inbox.extract_if(.., |(at, _)| *at <= self.now).map(|(_, arrival)| arrival).collect();
+        let due: Vec<Arrival> =
+            self.inbox.extract_if(.., |(at, _)| *at <= self.now).map(|(_, arrival)| arrival).collect();
         for arrival in due {
             match arrival {
                 Arrival::Heard(dial, heard) => self.core.on_heard(self.now, dial, heard),
@@ -601,14 +627,19 @@ fn whatever_is_lost_each_launch_happens_once_and_each_end_is_shown_once() {
                 });
                 let launch = Launch { spec: Arc::new(TaskSpec::default()), tasks: tasks.collect() };
                 let parts = vec![Part { offers: Vec::new(), launches: vec![launch] }];
-                asked.push(world.core.call(world.now, Request::Accept { parts, atomic: false, filter_ms: None }));
+                asked.push(
+                    world.core.call(world.now, Request::Accept { parts, atomic: false, filter_ms: None }),
+                );
             }
             world.step();
         }
         world.lossy = false;
         for _ in 0..2_000 {
             world.step();
-            if world.model.tasks.is_empty() && world.answered.len() == asked.len() && world.core.tasks().is_empty() {
+            if world.model.tasks.is_empty()
+                && world.answered.len() == asked.len()
+                && world.core.tasks().is_empty()
+            {
                 break;
             }
         }

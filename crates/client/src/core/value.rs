@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use proffer_types::command::Ack;
 use proffer_types::{
-    AgentId, AttributeValue, ClusterId, Epoch, FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId, Resources,
-    Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
+    AgentId, AttributeValue, ClusterId, Epoch, FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId,
+    Resources, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
 };
 
 /// One attempt to open an event stream at one master.
@@ -106,9 +106,11 @@ impl Request {
     pub(super) fn is_protected(&self) -> bool {
         match self {
             Self::Accept { .. } | Self::Kill { .. } | Self::Teardown => true,
-            Self::Decline { .. } | Self::Suppress(_) | Self::Revive(_) | Self::Acknowledge(_) | Self::Reconcile(_) => {
-                false
-            }
+            Self::Decline { .. }
+            | Self::Suppress(_)
+            | Self::Revive(_)
+            | Self::Acknowledge(_)
+            | Self::Reconcile(_) => false,
         }
     }
 }
