@@ -39,7 +39,7 @@ impl Rng {
     }
 }
 
-const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+const NAMES: [&str; 16] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"];
 const SHAPES: [&str; 6] =
     ["cpus:1", "cpus:2;mem:1GiB", "cpus:0.1;ports:[1-2]", "mem:1GiB", "cpus:1;ports:[2-4]", ""];
 
@@ -73,6 +73,13 @@ impl World<'_> {
         task_id(self.rng.pick(&NAMES).expect("there are names"))
     }
 
+    /// Mostly one that a task has.
+    fn task(&mut self, framework: FrameworkId) -> TaskId {
+        let tasks: Vec<TaskId> =
+            self.registry.tasks_of_framework(framework).map(|t| t.task_id.clone()).collect();
+        self.rng.pick(&tasks).filter(|_| self.rng.chance(80)).unwrap_or_else(|| self.name())
+    }
+
     fn shape(&mut self) -> Resources {
         r(self.rng.pick(&SHAPES).expect("there are shapes"))
     }
@@ -82,9 +89,9 @@ impl World<'_> {
         let session = self.session(framework);
         let done = self.registry.sessions.get(&session).map_or(0, |s| s.done_below);
         let seq = if self.rng.chance(10) { 0 } else { done.saturating_add(self.rng.below(30)) };
-        let done_below = match self.rng.below(40) {
+        let done_below = match self.rng.below(400) {
             0 => u64::MAX,
-            n if n < 30 => 0,
+            1..300 => 0,
             _ => done.saturating_add(self.rng.below(10)),
         };
         CallId { framework, session, seq, done_below, content: self.rng.below(20) / 19 }
@@ -99,7 +106,8 @@ impl World<'_> {
 
     fn status(&mut self) -> Status {
         let state = self.rng.pick(TaskState::ALL).expect("there are states");
-        let states = [TaskState::Starting, TaskState::Running, TaskState::Finished, TaskState::Killed, state];
+        let states =
+            [TaskState::Starting, TaskState::Running, TaskState::Running, TaskState::Finished, state];
         let state = self.rng.pick(&states).expect("there are states");
         let task_seq = if self.rng.chance(2) { u32::MAX - 1 } else { self.rng.below(12) as u32 };
         let master_seq = self.rng.below(3) as u32;
@@ -108,7 +116,7 @@ impl World<'_> {
 
     fn info(&mut self) -> FrameworkInfo {
         FrameworkInfo {
-            failover_timeout_ms: self.rng.below(3) * 500,
+            failover_timeout_ms: if self.rng.chance(10) { 0 } else { 5_000 },
             ends_with_tasks: self.rng.chance(30),
             user: if self.rng.chance(5) { "root".into() } else { String::new() },
             ..framework_info()
@@ -221,7 +229,10 @@ impl World<'_> {
                 let atomic = self.rng.chance(10);
                 Command::Accept { call: self.call(), atomic, parts: self.parts() }
             }
-            46..=51 => Command::Kill { call: self.call(), task: self.name(), grace_ms },
+            46..=51 => {
+                let call = self.call();
+                Command::Kill { call, task: self.task(call.framework), grace_ms }
+            }
             52..=67 => {
                 let call = self.call();
                 let acks = self.rng.below(6);
@@ -234,13 +245,13 @@ impl World<'_> {
                 let acks = acks.collect();
                 Command::Acknowledge { call, acks }
             }
+            68 if self.rng.chance(80) => Command::Tick,
             68 => Command::Teardown { call: self.call() },
-            69..=71 => Command::AdminKill {
-                call: self.admin(),
-                framework: self.framework(),
-                task: self.name(),
-                grace_ms,
-            },
+            69..=71 => {
+                let (call, framework) = (self.admin(), self.framework());
+                Command::AdminKill { call, framework, task: self.task(framework), grace_ms }
+            }
+            72 if self.rng.chance(80) => Command::Tick,
             72 => Command::AdminTeardown { call: self.admin(), framework: self.framework() },
             73..=75 => {
                 let framework = self.framework();
@@ -348,7 +359,7 @@ fn history(seed: u64, steps: usize) -> BTreeMap<&'static str, usize> {
         lab.time += rng.below(200);
         if rng.chance(1) {
             // Another leader's clock may lag; and an hour may pass.
-            lab.time = if rng.chance(50) { lab.time.saturating_sub(500) } else { lab.time + 3_600_000 };
+            lab.time = if rng.chance(50) { lab.time.saturating_sub(500) } else { lab.time + 700_000 };
         }
         let before = lab.registry.clone();
         let command = World { rng: &mut rng, registry: &before }.command();
@@ -379,7 +390,7 @@ fn history(seed: u64, steps: usize) -> BTreeMap<&'static str, usize> {
 fn random_histories_keep_every_rule() {
     let mut kinds: BTreeMap<&'static str, usize> = BTreeMap::new();
     for seed in 0..8 {
-        for (kind, n) in history(seed, 3_000) {
+        for (kind, n) in history(seed, 1_500) {
             *kinds.entry(kind).or_default() += n;
         }
     }
