@@ -19,6 +19,6 @@ mod record;
 pub mod store;
 mod types;
 
-//pub use driver::{Error, Event, Handle, Options, PeerStatus, Raft, SegmentLoader, Status};
+pub use driver::{Error, Event, Handle, Options, PeerStatus, Raft, SegmentLoader, Status};
 pub use message::BadMessage;
 pub use types::{Entry, HardState, Outcome, Refused, Role, RoleChange, Snapshot};

@@ -482,7 +482,9 @@ impl Cluster {
                 node
             }
             Happening::Crash(n) => {
-                self.crash(n);
+                if !self.calm {
+                    self.crash(n);
+                }
                 return;
             }
             Happening::Start(n) => {
