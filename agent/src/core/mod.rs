@@ -23,7 +23,7 @@ mod updates;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
-mod stories;
+pub(crate) mod stories;
 
 pub use container::{Place, container_spec};
 pub use session::{Disconnect, Fatal, Identity};
@@ -592,8 +592,9 @@ impl Core {
                 let held = self.listing();
                 self.effects.push(Effect::Send(AgentReport::Listing(held)));
             }
-            AgentOrder::Welcome { agent, cluster, ping_ms, reattach_spread_ms, last_seq } => {
-                self.on_welcome(agent, cluster, ping_ms, reattach_spread_ms, last_seq);
+            // The spread of the next session's beginning is for whoever dials.
+            AgentOrder::Welcome { agent, cluster, ping_ms, reattach_spread_ms: _, last_seq } => {
+                self.on_welcome(agent, cluster, ping_ms, last_seq);
             }
             AgentOrder::Refused(refusal) => self.on_refused(refusal),
         }

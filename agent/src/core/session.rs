@@ -102,8 +102,6 @@ pub(super) enum Session {
         heard_ms: u64,
         /// How long silence may last.
         silence_ms: u64,
-        /// Over how long the next session's beginning should be spread.
-        spread_ms: u64,
     },
 }
 
@@ -179,14 +177,6 @@ impl Core {
         self.admits(epoch);
     }
 
-    /// Over how many milliseconds the beginning of the next session should be spread, as the last leader said.
-    pub fn reattach_spread_ms(&self) -> u64 {
-        match self.session {
-            Session::Open { spread_ms, .. } => spread_ms,
-            Session::Closed | Session::Opening { .. } => 0,
-        }
-    }
-
     /// Whether orders of this leadership are followed now.
     pub(super) fn follows(&mut self, epoch: Epoch) -> bool {
         self.admits(epoch) && matches!(self.session, Session::Open { .. })
@@ -210,14 +200,7 @@ impl Core {
         true
     }
 
-    pub(super) fn on_welcome(
-        &mut self,
-        agent: AgentId,
-        cluster: ClusterId,
-        ping_ms: u64,
-        reattach_spread_ms: u64,
-        last_seq: u64,
-    ) {
+    pub(super) fn on_welcome(&mut self, agent: AgentId, cluster: ClusterId, ping_ms: u64, last_seq: u64) {
         let Session::Opening { epoch: Some(epoch), heard_ms } = self.session else { return };
         if let Some(mine) = self.identity.cluster.filter(|mine| *mine != cluster) {
             self.session = Session::Closed;
@@ -241,7 +224,7 @@ impl Core {
         self.set_seen(if recovered { last_seq } else { last_seq.max(self.last_seq) });
         let ping_ms = if ping_ms == 0 { HEARTBEAT_MS } else { ping_ms };
         let silence_ms = ping_ms.saturating_mul(5) / 2;
-        self.session = Session::Open { epoch, heard_ms, silence_ms, spread_ms: reattach_spread_ms };
+        self.session = Session::Open { epoch, heard_ms, silence_ms };
         let unconfirmed: Vec<_> = self
             .held
             .iter()

@@ -23,14 +23,20 @@ pub(super) fn config(boot: u128) -> Config {
     Config { info, boot_id: BootId(boot) }
 }
 
-pub(super) fn order(seq: u64, launch: u64) -> LaunchOrder {
+pub(crate) fn order(seq: u64, launch: u64) -> LaunchOrder {
     LaunchOrder {
         agent_seq: seq,
         launch: LaunchId(launch),
         framework: FrameworkId(1),
         task_id: TaskId::new(&format!("t{launch}")).unwrap(),
         role: Role::new("*").unwrap(),
-        spec: Arc::new(TaskSpec { argv: vec!["true".into()], kill_grace_ms: 3_000, ..TaskSpec::default() }),
+        spec: Arc::new(TaskSpec {
+            argv: vec!["true".into()],
+            resources: Resources::parse("cpus:1;mem:32MiB").unwrap(),
+            kill_grace_ms: 3_000,
+            pids_max: 100,
+            ..TaskSpec::default()
+        }),
         framework_user: String::new(),
         resources: Resources::parse("cpus:1;mem:32MiB").unwrap(),
         env: BTreeMap::new(),

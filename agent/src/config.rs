@@ -1,0 +1,422 @@
+//! The agent's settings: flags over `PROFFER_…` variables over the configuration file over defaults.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use proffer_telemetry::Format;
+use proffer_types::resources::parse_milli;
+use proffer_types::{AttributeValue, Resources};
+
+/// Read if `--config` does not name another file and this one is there.
+const CONFIG_FILE: &str = "/etc/proffer/agent.toml";
+
+/// A proffer agent: offers this node's resources and runs the tasks that were accepted.
+///
+/// Every flag is also a key of the configuration file (`work-dir = "…"`), and a variable (`PROFFER_WORK_DIR`).
+#[derive(Clone, Debug, Default, Parser)]
+#[command(name = "proffer-agent", version)]
+pub struct Flags {
+    /// The masters as HOST:PORT,…; any of them will do, as they name their leader [default: 127.0.0.1:5050]
+    #[arg(long, env = "PROFFER_MASTERS", value_name = "HOST:PORT,…")]
+    masters: Option<String>,
+    /// Where /healthz and /state are served, for this machine's own use [default: 127.0.0.1:5051]
+    #[arg(long, env = "PROFFER_LISTEN", value_name = "IP:PORT")]
+    listen: Option<String>,
+    /// What must survive a restart: identity, checkpoint, sandboxes, logs [default: /var/lib/proffer/agent]
+    #[arg(long, env = "PROFFER_WORK_DIR", value_name = "DIR")]
+    work_dir: Option<String>,
+    /// What must not survive a restart of the host: supervisors' sockets and records; on a tmpfs, and one for each
+    /// agent [default: /run/proffer]
+    #[arg(long, env = "PROFFER_RUNTIME_DIR", value_name = "DIR")]
+    runtime_dir: Option<String>,
+    /// What to offer, whole, as in cpus:4;mem:8GiB;disk:100GiB;ports:[31000-32000] [default: what the node has, less a
+    /// reserve of 0.1 cpu and the greater of 512MiB and 10 % of memory]
+    #[arg(long, env = "PROFFER_RESOURCES", value_name = "KIND:AMOUNT;…")]
+    resources: Option<String>,
+    /// Facts about the node, for placement, as in rack:a1;generation:3
+    #[arg(long, env = "PROFFER_ATTRIBUTES", value_name = "NAME:VALUE;…")]
+    attributes: Option<String>,
+    /// How tasks are separated: `linux` (cgroups and namespaces), `process` (not at all), or `auto`: linux, or refuse
+    /// to start [default: auto]
+    #[arg(long, env = "PROFFER_CONTAINERIZER", value_name = "auto|linux|process")]
+    containerizer: Option<String>,
+    /// Where the cgroup hierarchies are mounted [default: found by itself]
+    #[arg(long, env = "PROFFER_CGROUP_ROOT", value_name = "DIR")]
+    cgroup_root: Option<String>,
+    /// The supervisor's program [default: proffer-executor beside this one]
+    #[arg(long, env = "PROFFER_EXECUTOR", value_name = "FILE")]
+    executor: Option<String>,
+    /// Let tasks run as root if they ask for it
+    #[arg(long, env = "PROFFER_ALLOW_ROOT", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    allow_root: Option<String>,
+    /// Serve diagnostics on an address that is not loopback, to whoever can reach it
+    #[arg(long, env = "PROFFER_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    insecure: Option<String>,
+    /// What to log: error, warn, info, debug, trace, or target=level pairs [default: info]
+    #[arg(long, env = "PROFFER_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// Log as JSON, one object per line
+    #[arg(long, env = "PROFFER_LOG_JSON", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    log_json: Option<String>,
+    /// A TOML file with these settings [default: /etc/proffer/agent.toml if there is one]
+    #[arg(long, env = "PROFFER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// How tasks are to be separated from the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Containerizer {
+    /// As `Linux`, but says what else there is if that cannot be.
+    #[default]
+    Auto,
+    /// Cgroups and namespaces.
+    Linux,
+    /// Plain processes.
+    Process,
+}
+
+/// The settings in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Masters to ask for the leader; at least one.
+    pub masters: Vec<String>,
+    /// Where diagnostics are served.
+    pub listen: SocketAddr,
+    /// What must survive a restart.
+    pub work_dir: PathBuf,
+    /// What must not survive a restart of the host.
+    pub runtime_dir: PathBuf,
+    /// What to offer; `None` for what the node has.
+    pub resources: Option<Resources>,
+    /// Facts about the node.
+    pub attributes: BTreeMap<String, AttributeValue>,
+    /// How tasks are separated.
+    pub containerizer: Containerizer,
+    /// Where the cgroup hierarchies are mounted, if not found by itself.
+    pub cgroup_root: Option<PathBuf>,
+    /// The supervisor's program, if not beside this one.
+    pub executor: Option<PathBuf>,
+    /// Whether tasks may run as root.
+    pub allow_root: bool,
+    /// Whether diagnostics may be served on an address that is not loopback.
+    pub insecure: bool,
+    /// What to log.
+    pub log: String,
+    /// How.
+    pub log_format: Format,
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the settings cannot be used:")?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Config {
+    /// Reads the configuration file, if there is one, and puts the flags over it.
+    pub fn load(flags: &Flags) -> Result<Self, Problems> {
+        let (path, must_exist) = match &flags.config {
+            Some(path) => (path.as_path(), true),
+            None => (Path::new(CONFIG_FILE), false),
+        };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => String::new(),
+            Err(error) => return Err(Problems(vec![format!("config {}: {error}", path.display())])),
+        };
+        Self::resolve(flags, &text, path)
+    }
+
+    /// The settings that `flags` and the text of the configuration file at `path` give together.
+    pub fn resolve(flags: &Flags, text: &str, path: &Path) -> Result<Self, Problems> {
+        let mut problems = Vec::new();
+        let file = match text.parse::<toml::Table>() {
+            Ok(table) => table,
+            Err(error) => {
+                problems.push(format!("config {}: {}", path.display(), error.to_string().trim_end()));
+                toml::Table::new()
+            }
+        };
+        let mut reader = Reader { flags: flags.list(), file, path, problems };
+        let config = Self::read(&mut reader);
+        let mut problems = reader.finish();
+        config.check(&mut problems);
+        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Self {
+        let defaults = Self::default();
+        Self {
+            masters: reader.get("masters", parse_masters).unwrap_or(defaults.masters),
+            listen: reader
+                .get("listen", |text| text.parse().map_err(|_| format!("`{text}` is not IP:PORT")))
+                .unwrap_or(defaults.listen),
+            work_dir: reader.get("work-dir", parse_dir).unwrap_or(defaults.work_dir),
+            runtime_dir: reader.get("runtime-dir", parse_dir).unwrap_or(defaults.runtime_dir),
+            resources: reader.get("resources", |text| Resources::parse(text).map_err(|e| e.to_string())),
+            attributes: reader.get("attributes", parse_attributes).unwrap_or_default(),
+            containerizer: reader.get("containerizer", parse_containerizer).unwrap_or_default(),
+            cgroup_root: reader.get("cgroup-root", parse_dir),
+            executor: reader.get("executor", |text| Ok(PathBuf::from(text))),
+            allow_root: reader.get("allow-root", parse_bool).unwrap_or(false),
+            insecure: reader.get("insecure", parse_bool).unwrap_or(false),
+            log: reader
+                .get("log", |text| match proffer_telemetry::check(text) {
+                    Ok(()) => Ok(text.to_owned()),
+                    Err(error) => Err(error.to_string()),
+                })
+                .unwrap_or(defaults.log),
+            log_format: match reader.get("log-json", parse_bool) {
+                Some(true) => Format::Json,
+                Some(false) | None => Format::Text,
+            },
+        }
+    }
+
+    /// What each setting cannot know by itself.
+    fn check(&self, problems: &mut Vec<String>) {
+        if !self.listen.ip().is_loopback() && !self.insecure {
+            problems.push(format!(
+                "listen: {} is not a loopback address, and what is served there names every task of this node to \
+                 whoever can reach it: listen on 127.0.0.1, or say --insecure if the network is yours alone",
+                self.listen
+            ));
+        }
+        if self.work_dir == self.runtime_dir {
+            problems.push("runtime-dir: must differ from work-dir".into());
+        }
+        if self.resources.as_ref().is_some_and(|r| r.cpus_milli() == 0 && r.memory_bytes() == 0) {
+            problems.push("resources: there is neither cpus nor mem to offer".into());
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            masters: vec!["127.0.0.1:5050".into()],
+            listen: SocketAddr::from(([127, 0, 0, 1], 5051)),
+            work_dir: "/var/lib/proffer/agent".into(),
+            runtime_dir: "/run/proffer".into(),
+            resources: None,
+            attributes: BTreeMap::new(),
+            containerizer: Containerizer::Auto,
+            cgroup_root: None,
+            executor: None,
+            allow_root: false,
+            insecure: false,
+            log: proffer_telemetry::DEFAULT_FILTER.into(),
+            log_format: Format::Text,
+        }
+    }
+}
+
+impl Flags {
+    /// Every key with what flag or variable said.
+    fn list(&self) -> BTreeMap<&'static str, Option<&str>> {
+        [
+            ("masters", &self.masters),
+            ("listen", &self.listen),
+            ("work-dir", &self.work_dir),
+            ("runtime-dir", &self.runtime_dir),
+            ("resources", &self.resources),
+            ("attributes", &self.attributes),
+            ("containerizer", &self.containerizer),
+            ("cgroup-root", &self.cgroup_root),
+            ("executor", &self.executor),
+            ("allow-root", &self.allow_root),
+            ("insecure", &self.insecure),
+            ("log", &self.log),
+            ("log-json", &self.log_json),
+        ]
+        .map(|(key, value)| (key, value.as_deref()))
+        .into()
+    }
+}
+
+/// Takes settings out of flags and file, and gathers what is wrong with them.
+struct Reader<'a> {
+    flags: BTreeMap<&'static str, Option<&'a str>>,
+    file: toml::Table,
+    path: &'a Path,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// One setting. What the file says is checked too when a flag is stronger.
+    fn get<T>(&mut self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let in_file = self.file.remove(key).and_then(|value| {
+            let at = format!("config {}: {key}", self.path.display());
+            let text = text_of(&value);
+            let parsed =
+                text.ok_or_else(|| format!("{value} has the wrong type")).and_then(|text| parse(&text));
+            parsed.map_err(|why| self.problems.push(format!("{at}: {why}"))).ok()
+        });
+        match self.flags.get(key).copied().flatten() {
+            Some(text) => parse(text).map_err(|why| self.problems.push(format!("{key}: {why}"))).ok(),
+            None => in_file,
+        }
+    }
+
+    /// What is wrong; whatever nobody took out of the file is unknown.
+    fn finish(mut self) -> Vec<String> {
+        let known: Vec<&str> = self.flags.keys().copied().collect();
+        for key in self.file.keys() {
+            self.problems.push(format!(
+                "config {}: `{key}` is not a setting; there are {}",
+                self.path.display(),
+                known.join(", ")
+            ));
+        }
+        self.problems
+    }
+}
+
+/// A setting's value as a flag would have it; a list becomes its items with commas between.
+fn text_of(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Boolean(yes) => Some(yes.to_string()),
+        toml::Value::Array(items) => {
+            let items: Option<Vec<&str>> = items.iter().map(toml::Value::as_str).collect();
+            items.map(|items| items.join(","))
+        }
+        toml::Value::Integer(_)
+        | toml::Value::Float(_)
+        | toml::Value::Datetime(_)
+        | toml::Value::Table(_) => None,
+    }
+}
+
+fn parse_masters(text: &str) -> Result<Vec<String>, String> {
+    let masters: Vec<String> =
+        text.split(',').map(str::trim).filter(|m| !m.is_empty()).map(str::to_owned).collect();
+    for master in &masters {
+        let port = master.rsplit_once(':').map(|(host, port)| (host.is_empty(), port.parse::<u16>()));
+        if !matches!(port, Some((false, Ok(1..)))) {
+            return Err(format!("`{master}` is not HOST:PORT"));
+        }
+    }
+    if masters.is_empty() { Err("there is none".into()) } else { Ok(masters) }
+}
+
+fn parse_dir(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() && path != Path::new("/") {
+        Ok(path)
+    } else {
+        Err(format!("`{text}` is not an absolute path of a directory below /"))
+    }
+}
+
+fn parse_containerizer(text: &str) -> Result<Containerizer, String> {
+    match text {
+        "auto" => Ok(Containerizer::Auto),
+        "linux" => Ok(Containerizer::Linux),
+        "process" => Ok(Containerizer::Process),
+        _ => Err(format!("`{text}` is none of auto, linux, process")),
+    }
+}
+
+fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" | "" => Ok(false),
+        _ => Err(format!("`{text}` is neither true nor false")),
+    }
+}
+
+/// Reads `rack:a1;generation:3`: a value that is a decimal number is one, any other is text.
+fn parse_attributes(text: &str) -> Result<BTreeMap<String, AttributeValue>, String> {
+    let mut attributes = BTreeMap::new();
+    for item in text.split(';').map(str::trim).filter(|item| !item.is_empty()) {
+        let (name, value) = item.split_once(':').ok_or_else(|| format!("`{item}` is not NAME:VALUE"))?;
+        let (name, value) = (name.trim(), value.trim());
+        if name.is_empty() || value.is_empty() {
+            return Err(format!("`{item}` is not NAME:VALUE"));
+        }
+        let value = match parse_milli(value).ok().and_then(|milli| i64::try_from(milli).ok()) {
+            Some(milli) => AttributeValue::Milli(milli),
+            None => AttributeValue::Text(value.to_owned()),
+        };
+        if attributes.insert(name.to_owned(), value).is_some() {
+            return Err(format!("`{name}` is there twice"));
+        }
+    }
+    Ok(attributes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(list: &[&str]) -> Flags {
+        Flags::try_parse_from(["proffer-agent"].iter().chain(list)).expect("flags")
+    }
+
+    fn resolve(list: &[&str], text: &str) -> Result<Config, Problems> {
+        Config::resolve(&flags(list), text, Path::new("agent.toml"))
+    }
+
+    #[test]
+    fn a_flag_is_stronger_than_the_file_and_the_file_than_the_default() {
+        let file = "masters = [\"a:1\", \"b:2\"]\nwork-dir = \"/w\"\nallow-root = true\nlog-json = true\n";
+        let config = resolve(&["--work-dir", "/x"], file).unwrap();
+        assert_eq!(config.masters, ["a:1", "b:2"]);
+        assert_eq!(config.work_dir, Path::new("/x"));
+        assert!(config.allow_root);
+        assert_eq!(config.log_format, Format::Json);
+        assert_eq!(config.listen.port(), 5051);
+        assert_eq!(resolve(&[], "").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let file = "work_dir = \"/w\"\nlisten = 5051\nruntime-dir = \"run\"\ncolour = \"red\"\n";
+        let list =
+            ["--masters", "a", "--resources", "cpus:x", "--containerizer", "docker", "--log", "proffer=loud"];
+        let problems = resolve(&list, file).unwrap_err().to_string();
+        let parts = [
+            "`work_dir` is not a setting",
+            "`colour` is not a setting",
+            "listen: 5051 has the wrong type",
+            "runtime-dir: `run`",
+            "masters: `a`",
+            "resources:",
+            "containerizer: `docker`",
+            "log: ",
+        ];
+        for part in parts {
+            assert!(problems.contains(part), "{part} in {problems}");
+        }
+        assert!(resolve(&[], "a = ").unwrap_err().to_string().contains("agent.toml"));
+    }
+
+    #[test]
+    fn only_loopback_unless_said_otherwise() {
+        let problems = resolve(&["--listen", "0.0.0.0:5051"], "").unwrap_err().to_string();
+        assert!(problems.contains("loopback"), "{problems}");
+        assert!(resolve(&["--listen", "0.0.0.0:5051", "--insecure"], "").is_ok());
+        assert!(resolve(&["--listen", "[::1]:5051"], "").is_ok());
+    }
+
+    #[test]
+    fn attributes_are_numbers_or_texts() {
+        let attributes = parse_attributes("rack:a1; generation:3.5;os:linux").unwrap();
+        assert_eq!(attributes["rack"], AttributeValue::Text("a1".into()));
+        assert_eq!(attributes["generation"], AttributeValue::Milli(3_500));
+        for wrong in ["rack", "rack:", ":a", "a:1;a:2"] {
+            assert!(parse_attributes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

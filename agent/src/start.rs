@@ -1,0 +1,137 @@
+//! From flags to a running agent, and its orderly end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use proffer_containerizer::{Event, Isolation, Options};
+use proffer_telemetry::Level;
+use proffer_types::AgentInfo;
+use proffer_wal::FsDisk;
+use sha2::{Digest, Sha256};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::config::{Config, Containerizer, Flags};
+use crate::core::{self, Core};
+use crate::detect::{self, Totals};
+use crate::driver::{Driver, Handle, fresh_instance};
+use crate::recover::Store;
+use crate::serve;
+
+/// The supervisor's program, beside the agent's own.
+const EXECUTOR: &str = "proffer-executor";
+/// A supervisor that has nothing to do ends after this.
+const SUPERVISOR_IDLE: Duration = Duration::from_secs(60);
+/// What tasks must not see, where it exists, besides the agent's own directories.
+const COVERS: &[&str] = &["/etc/proffer", "/var/lib/proffer"];
+
+/// Runs the agent until SIGTERM or SIGINT. Tasks and their supervisors go on.
+///
+/// # Errors
+/// Whatever keeps it from starting or going on, for people.
+pub async fn run(flags: Flags, config: Config) -> Result<()> {
+    let level = proffer_telemetry::init(config.log_format, &config.log)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "proffer-agent starts");
+    let listener = serve::listen(config.listen).await?;
+    let boot_id = detect::boot_id()?;
+    let (store, found) = Store::open(Arc::new(FsDisk), &config.work_dir, boot_id)?;
+    let (to_driver, container) = mpsc::unbounded_channel();
+    let containerizer = open_containerizer(&config, to_driver)?;
+    let resources = match &config.resources {
+        Some(given) => given.clone(),
+        None => Totals::detect(&config.work_dir)?.offered()?,
+    };
+    let info = AgentInfo {
+        hostname: detect::hostname()?,
+        resources,
+        attributes: config.attributes.clone(),
+        features: Default::default(),
+        isolation: containerizer.isolation().to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    tracing::info!(resources = %info.resources, isolation = info.isolation, "offering");
+    let core = Core::recover(core::Config { info, boot_id }, found.identity, found.records, fresh_instance());
+    let (driver, handle) = Driver::new(core, store, containerizer, container, config.masters.clone());
+    tokio::spawn(serve::serve(listener, handle.clone()));
+    tokio::spawn(watch_signals(handle, flags, level));
+    driver.run().await?;
+    tracing::info!("proffer-agent ends; its tasks go on");
+    Ok(())
+}
+
+fn open_containerizer(
+    config: &Config,
+    events: mpsc::UnboundedSender<Event>,
+) -> Result<Box<dyn proffer_containerizer::Containerizer>> {
+    let isolation = match config.containerizer {
+        Containerizer::Auto | Containerizer::Linux => Isolation::Linux,
+        Containerizer::Process => Isolation::Process,
+    };
+    let options = Options {
+        isolation,
+        agent_instance: instance_name(&config.work_dir)?,
+        cgroup_root: config.cgroup_root.clone(),
+        work_dir: config.work_dir.clone(),
+        runtime_dir: config.runtime_dir.clone(),
+        executor: executor(config)?,
+        covers: COVERS.iter().map(PathBuf::from).filter(|dir| dir.is_dir()).collect(),
+        allow_root: config.allow_root,
+        supervisor_idle: SUPERVISOR_IDLE,
+    };
+    // The driver is gone only when the process ends.
+    let opened = proffer_containerizer::open(options, move |event| drop(events.send(event)));
+    match opened {
+        Ok(containerizer) => Ok(Box::new(containerizer)),
+        Err(error) if config.containerizer == Containerizer::Auto => Err(error).context(
+            "this node cannot separate tasks from each other and from itself; to run them as plain processes all the \
+             same, without limits, say `--containerizer process`",
+        ),
+        Err(error) => Err(error).context("open the containerizer"),
+    }
+}
+
+/// Names this agent among those of the machine by its work directory: the same after a restart, and after the
+/// directory was emptied, so that what an earlier one left is found.
+fn instance_name(work_dir: &Path) -> Result<String> {
+    let path = std::fs::canonicalize(work_dir).with_context(|| format!("resolve {}", work_dir.display()))?;
+    let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn executor(config: &Config) -> Result<PathBuf> {
+    let path = match &config.executor {
+        Some(path) => path.clone(),
+        None => std::env::current_exe().context("find this program's own file")?.with_file_name(EXECUTOR),
+    };
+    if !path.is_file() {
+        bail!(
+            "the supervisor's program {} is not there: install it, or name it with --executor",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// SIGTERM and SIGINT end the agent; SIGHUP takes the log filter from the configuration file anew.
+async fn watch_signals(handle: Handle, flags: Flags, level: Level) {
+    let listen = |kind| signal(kind).expect("handlers for the standard signals can be set");
+    let mut terminate = listen(SignalKind::terminate());
+    let mut interrupt = listen(SignalKind::interrupt());
+    let mut hangup = listen(SignalKind::hangup());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => match Config::load(&flags) {
+                Ok(config) => match level.set(&config.log) {
+                    Ok(()) => tracing::info!(log = config.log, "log filter taken anew"),
+                    Err(error) => tracing::warn!(%error, "the log filter stays as it is"),
+                },
+                Err(problems) => tracing::warn!(%problems, "the log filter stays as it is"),
+            },
+        }
+    }
+    handle.stop().await;
+}
