@@ -20,7 +20,9 @@ mod cgroup;
 mod error;
 mod event;
 pub mod fake;
+mod gc;
 mod spec;
+mod supervised;
 
 use std::path::PathBuf;
 
@@ -29,6 +31,7 @@ use proffer_types::{FrameworkId, LaunchId};
 pub use error::{Error, LogError};
 pub use event::{Cause, End, Event, KillSent, Oom};
 pub use spec::{ContainerSpec, GcPolicy, InstanceId, Isolation, Known, LogLimits, Options, Usage};
+pub use supervised::{Supervised, linux_unavailable, open, remove_all};
 
 /// Runs containers on this node.
 ///

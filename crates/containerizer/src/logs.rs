@@ -86,7 +86,11 @@ impl LogReader {
                 // Asked before the files are read: what was written before the end is then seen with it.
                 let ended = !writing.read().unwrap_or_else(|e| e.into_inner()).contains(&self.launch);
                 let files = Files { launch: self.launch, dir };
-                let mut chunk = files.read(stream, offset, max)?;
+                let mut chunk = match files.read(stream, offset, max) {
+                    // It has not come as far as to have a log.
+                    Err(LogError::NotFound { .. }) if !ended => Chunk { offset, ..Chunk::default() },
+                    read => read?,
+                };
                 chunk.ended = ended && chunk.offset + chunk.bytes.len() as u64 >= files.end(stream)?;
                 Ok(chunk)
             }

@@ -29,7 +29,7 @@ use proffer_types::LaunchId;
 use crate::Error;
 
 pub(crate) use detect::{Layout, detect};
-pub(crate) use group::{Entry, Group, Limits};
+pub(crate) use group::{Counters, Entry, Group, Limits};
 
 /// The directory all our groups are under.
 const TOP: &str = "proffer";

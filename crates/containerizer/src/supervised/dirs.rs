@@ -1,0 +1,239 @@
+//! The directories of an agent and what is found in them.
+//!
+//! ```text
+//! <work>/                       survives a restart of the host
+//!   sandboxes/<launch>/         the task's own directory
+//!   logs/<launch>/              stdout.<offset>, stderr.<offset>: the supervisor's, out of the task's reach
+//!   forgotten/<launch>          an empty file, as old as the forgetting: what may be collected
+//! <runtime>/                    on a tmpfs
+//!   supervisors/<instance>/     the supervisor's own records, see supervisor.proto
+//!   supervisors/<instance>.sock where it listens
+//! ```
+//! `<launch>` and `<instance>` are 16 hexadecimal digits: nothing that a client named is ever part of a path.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid};
+use proffer_launcher::proc;
+use proffer_types::{FrameworkId, LaunchId};
+use proffer_wire::supervisor::v1::ToAgent;
+use proffer_wire::supervisor::v1::to_agent::Message as Told;
+use prost::Message;
+use serde::Deserialize;
+
+use crate::cgroup::{name, parse};
+use crate::{Error, InstanceId};
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub(crate) struct Dirs {
+    pub(crate) work: PathBuf,
+    pub(crate) runtime: PathBuf,
+}
+
+/// Who a supervisor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) framework: FrameworkId,
+    pub(crate) pid: i32,
+    pub(crate) start_ticks: u64,
+}
+
+/// What a supervisor left of a launch.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Record {
+    /// How it ended.
+    Ended(Told),
+    /// That it was begun.
+    Begun,
+    /// Nothing: it never was.
+    None,
+}
+
+impl Dirs {
+    /// Makes what is not there.
+    pub(crate) fn create(&self) -> Result<(), Error> {
+        // A task reaches its sandbox through the first three, and sees nothing else in them.
+        for (dir, mode) in [
+            (self.work.clone(), 0o755),
+            (self.runtime.clone(), 0o755),
+            (self.work.join("sandboxes"), 0o711),
+            (self.work.join("logs"), 0o700),
+            (self.work.join("forgotten"), 0o700),
+            (self.supervisors(), 0o700),
+        ] {
+            let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&dir);
+            made.map_err(|source| Error::Path { operation: "create directory", path: dir, source })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sandbox(&self, launch: LaunchId) -> PathBuf {
+        self.work.join("sandboxes").join(name(launch))
+    }
+
+    pub(crate) fn logs(&self, launch: LaunchId) -> PathBuf {
+        self.work.join("logs").join(name(launch))
+    }
+
+    pub(crate) fn forgotten(&self) -> PathBuf {
+        self.work.join("forgotten")
+    }
+
+    fn supervisors(&self) -> PathBuf {
+        self.runtime.join("supervisors")
+    }
+
+    pub(crate) fn instance(&self, instance: InstanceId) -> PathBuf {
+        self.supervisors().join(instance.to_string())
+    }
+
+    pub(crate) fn socket(&self, instance: InstanceId) -> PathBuf {
+        self.supervisors().join(format!("{instance}.sock"))
+    }
+
+    /// Makes a launch's sandbox for its user, and the directory of its logs, and opens both.
+    pub(crate) fn make_sandbox(
+        &self,
+        launch: LaunchId,
+        uid: u32,
+        gid: u32,
+    ) -> Result<(OwnedFd, OwnedFd), Error> {
+        let sandbox = self.sandbox(launch);
+        let fd = make_and_open(&sandbox)?;
+        if Uid::effective().is_root() {
+            nix::unistd::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(
+                |error| Error::Path { operation: "change the owner of", path: sandbox, source: error.into() },
+            )?;
+        }
+        Ok((fd, make_and_open(&self.logs(launch))?))
+    }
+
+    /// Lets `gc` have a launch's sandbox and logs from now on.
+    pub(crate) fn mark_forgotten(&self, launch: LaunchId) -> Result<(), Error> {
+        let path = self.forgotten().join(name(launch));
+        if !self.sandbox(launch).exists() && !self.logs(launch).exists() {
+            return Ok(());
+        }
+        fs::write(&path, b"").map_err(|source| Error::Path { operation: "write", path, source })
+    }
+
+    /// The launches that have a sandbox or logs and are not marked as forgotten.
+    pub(crate) fn unforgotten(&self) -> Vec<LaunchId> {
+        let mut launches = launches_in(&self.work.join("sandboxes"), parse);
+        launches.extend(launches_in(&self.work.join("logs"), parse));
+        launches.sort_unstable();
+        launches.dedup();
+        launches.retain(|&launch| !self.forgotten().join(name(launch)).exists());
+        launches
+    }
+
+    /// The instances that have a directory or a socket.
+    pub(crate) fn instances(&self) -> Vec<InstanceId> {
+        let Ok(entries) = fs::read_dir(self.supervisors()) else { return Vec::new() };
+        let mut instances: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let file = entry.file_name();
+                let text = file.to_str()?;
+                parse(text.strip_suffix(".sock").unwrap_or(text)).map(|number| InstanceId(number.0))
+            })
+            .collect();
+        instances.sort_unstable();
+        instances.dedup();
+        instances
+    }
+
+    /// Who the supervisor of an instance is, if it lives.
+    pub(crate) fn living(&self, instance: InstanceId) -> Option<Identity> {
+        let text = fs::read(self.instance(instance).join("supervisor.json")).ok()?;
+        let file: IdentityFile = serde_json::from_slice(&text).ok()?;
+        let framework = FrameworkId(parse(&file.framework)?.0);
+        // The same pid may be another process by now: its start tells.
+        let lives = proc::start_ticks(file.pid).is_ok_and(|ticks| ticks == file.start_ticks);
+        lives.then_some(Identity { framework, pid: file.pid, start_ticks: file.start_ticks })
+    }
+
+    /// What the instance recorded of a launch.
+    pub(crate) fn record(&self, instance: InstanceId, launch: LaunchId) -> Record {
+        let dir = self.instance(instance);
+        let file = launch.0.to_string();
+        if let Ok(bytes) = fs::read(dir.join("exit").join(&file)) {
+            match ToAgent::decode(bytes.as_slice()) {
+                Ok(ToAgent { message: Some(told) }) => return Record::Ended(told),
+                _ => tracing::error!(launch.id = launch.0, %instance, "an exit record is not readable"),
+            }
+            return Record::Begun;
+        }
+        if dir.join("launch").join(&file).exists() { Record::Begun } else { Record::None }
+    }
+
+    /// The launches of which the instance has a record.
+    pub(crate) fn recorded(&self, instance: InstanceId) -> Vec<LaunchId> {
+        let decimal = |text: &str| text.parse().ok().map(LaunchId);
+        let mut launches = launches_in(&self.instance(instance).join("launch"), decimal);
+        launches.extend(launches_in(&self.instance(instance).join("exit"), decimal));
+        launches.sort_unstable();
+        launches.dedup();
+        launches
+    }
+
+    /// Removes what a dead instance recorded of a launch.
+    pub(crate) fn remove_record(&self, instance: InstanceId, launch: LaunchId) {
+        let dir = self.instance(instance);
+        for part in ["launch", "exit"] {
+            // Not there is as good.
+            let _ = fs::remove_file(dir.join(part).join(launch.0.to_string()));
+        }
+    }
+
+    /// Removes all of a dead instance's files.
+    pub(crate) fn remove_instance(&self, instance: InstanceId) {
+        let _ = fs::remove_file(self.socket(instance));
+        if let Err(error) = fs::remove_dir_all(self.instance(instance))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%instance, %error, "the directory of a dead supervisor cannot be removed");
+        }
+    }
+
+    /// Removes the runtime directory's own parts, if they are empty.
+    pub(crate) fn remove_runtime(&self) {
+        let _ = fs::remove_dir(self.supervisors());
+        let _ = fs::remove_dir(&self.runtime);
+    }
+}
+
+#[derive(Deserialize)]
+struct IdentityFile {
+    framework: String,
+    pid: i32,
+    start_ticks: u64,
+}
+
+fn launches_in(dir: &Path, parse: impl Fn(&str) -> Option<LaunchId>) -> Vec<LaunchId> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| parse(entry.file_name().to_str()?)).collect()
+}
+
+fn make_and_open(path: &Path) -> Result<OwnedFd, Error> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(source) => {
+            return Err(Error::Path { operation: "create directory", path: path.to_owned(), source });
+        }
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, Mode::empty()).map_err(|error| Error::Path {
+        operation: "open directory",
+        path: path.to_owned(),
+        source: error.into(),
+    })
+}

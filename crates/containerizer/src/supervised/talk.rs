@@ -1,0 +1,309 @@
+//! What is said to supervisors, and what they say.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use proffer_launcher::seqpacket;
+use proffer_types::{LaunchId, Reason};
+use proffer_wire::supervisor::v1::launch_info::End as ListedEnd;
+use proffer_wire::supervisor::v1::to_agent::Message as Told;
+use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
+use proffer_wire::supervisor::v1::{
+    self as pb, Descriptor, Forget, Kill, LaunchInfo, LaunchState, LogSettings, ToSupervisor,
+};
+use prost::Message as _;
+
+use super::engine::{Engine, chain};
+use super::launch::{Launch, Phase, Terminal};
+use super::supervisor::{Out, Stage, Supervisor};
+use super::user;
+use crate::{Cause, ContainerSpec, Event, InstanceId, Isolation};
+
+/// Why a launch cannot be sent.
+struct Unfit {
+    reason: Reason,
+    message: String,
+}
+
+impl Engine {
+    /// Sends an order, if the supervisor is up; if it is not, what it needs to hear is worked out when it is.
+    pub(super) fn order(&mut self, instance: InstanceId, order: Order) {
+        if let Some(supervisor) = self.supervisors.get_mut(&instance).filter(|supervisor| supervisor.is_up())
+        {
+            supervisor.out.push_back(Out::order(order));
+            self.flush(instance);
+        }
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub(super) fn flush(&mut self, instance: InstanceId) {
+        loop {
+            let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
+            if supervisor.blocked {
+                return;
+            }
+            let Stage::Up { connection } = &supervisor.stage else { return };
+            let Some(out) = supervisor.out.pop_front() else { return };
+            let (body, descriptors, launch) = match out {
+                Out::Launch(id) => {
+                    if !self.launches.get(&id).is_some_and(|launch| matches!(launch.phase, Phase::Queued)) {
+                        continue;
+                    }
+                    match self.prepare(id) {
+                        Ok(ready) => {
+                            if let Some(supervisor) = self.supervisors.get_mut(&instance) {
+                                supervisor.out.push_front(ready);
+                            }
+                        }
+                        Err(unfit) => {
+                            self.confinement.remove(id);
+                            self.fail(id, unfit.reason, unfit.message);
+                        }
+                    }
+                    continue;
+                }
+                Out::Ready { body, descriptors, launch } => (body, descriptors, launch),
+            };
+            // It may have been killed while it waited for room.
+            if launch
+                .is_some_and(|id| !self.launches.get(&id).is_some_and(|l| matches!(l.phase, Phase::Queued)))
+            {
+                continue;
+            }
+            let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+            match seqpacket::send(connection.as_fd(), &body, &borrowed) {
+                Ok(()) => {
+                    if let Some(launch) = launch.and_then(|id| self.launches.get_mut(&id)) {
+                        launch.phase = Phase::Sent;
+                    }
+                }
+                Err(seqpacket::Error::WouldBlock) => {
+                    supervisor.out.push_front(Out::Ready { body, descriptors, launch });
+                    supervisor.blocked = true;
+                    return;
+                }
+                Err(error @ seqpacket::Error::TooLarge { .. }) => {
+                    if let Some(id) = launch {
+                        self.confinement.remove(id);
+                        self.fail(id, Reason::LaunchFailed, format!("its command and environment: {error}"));
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(%instance, error = chain(&error), "the connection to a supervisor ended");
+                    return supervisor.disconnected();
+                }
+            }
+        }
+    }
+
+    /// Makes everything a launch needs and writes its message. Done again after a failed delivery, it finds things
+    /// made.
+    fn prepare(&mut self, id: LaunchId) -> Result<Out, Unfit> {
+        let failed = |error: crate::Error| Unfit { reason: Reason::LaunchFailed, message: chain(&error) };
+        let Some(spec) = self.launches.get(&id).and_then(|launch| launch.spec.as_deref()) else {
+            return Err(Unfit {
+                reason: Reason::LaunchFailed,
+                message: "there is no specification".to_owned(),
+            });
+        };
+        let account = user::account(&spec.user, self.options.allow_root)
+            .map_err(|refused| Unfit { reason: Reason::UserRefused, message: refused.to_string() })?;
+        let (sandbox, logs) = self.dirs.make_sandbox(id, account.uid, account.gid).map_err(failed)?;
+        let mut descriptors = self.confinement.make(spec).map_err(failed)?;
+        descriptors.push((Descriptor::SandboxDir, sandbox));
+        descriptors.push((Descriptor::LogDir, logs));
+        let message = self.message(spec, account, &descriptors);
+        let body = ToSupervisor { message: Some(Order::Launch(message)) }.encode_to_vec();
+        let descriptors: Vec<OwnedFd> = descriptors.into_iter().map(|(_, fd)| fd).collect();
+        Ok(Out::Ready { body, descriptors, launch: Some(id) })
+    }
+
+    fn message(
+        &self,
+        spec: &ContainerSpec,
+        user: user::Account,
+        fds: &[(Descriptor, OwnedFd)],
+    ) -> pb::Launch {
+        let isolation = match self.options.isolation {
+            Isolation::Linux => pb::Isolation::Linux,
+            Isolation::Process => pb::Isolation::Process,
+        };
+        pb::Launch {
+            launch_id: spec.launch.0,
+            argv: spec.argv.clone(),
+            env: spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            uid: user.uid,
+            gid: user.gid,
+            working_directory: String::new(),
+            isolation: isolation.into(),
+            hostname: spec.hostname.clone(),
+            limits: Vec::new(),
+            logs: Some(LogSettings { file_bytes: spec.logs.file_bytes, files: spec.logs.files }),
+            descriptors: fds.iter().map(|(what, _)| (*what).into()).collect(),
+        }
+    }
+
+    pub(super) fn on_told(&mut self, instance: InstanceId, told: Told) {
+        match told {
+            Told::Welcome(welcome) => self.on_welcome(instance, &welcome),
+            Told::Launches(part) => {
+                let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
+                if let Some(all) = supervisor.listed(part.launches, part.more) {
+                    self.on_listed(instance, all);
+                }
+            }
+            Told::Launched(launched) => {
+                self.on_launched(LaunchId(launched.launch_id), launched.started_unix_ms)
+            }
+            Told::LaunchFailed(_) | Told::Exited(_) => self.on_end(instance, told),
+            Told::Refused(refused) => self.on_refused(instance, refused),
+            // An order crossed an end, or a connection's: there is nothing to order any more.
+            Told::Unknown(_) | Told::Draining(_) => {}
+        }
+    }
+
+    fn on_welcome(&mut self, instance: InstanceId, welcome: &pb::Welcome) {
+        let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
+        if welcome.instance != instance.to_string() {
+            tracing::error!(%instance, other = welcome.instance, "another supervisor listens on this one's socket");
+            return supervisor.disconnected();
+        }
+        if supervisor.list().is_err() {
+            supervisor.disconnected();
+        }
+    }
+
+    /// Everything that the supervisor knows, and from here on what we know too. What was unread on an older
+    /// connection has been discarded: a launch that is not listed was not begun and will not be.
+    fn on_listed(&mut self, instance: InstanceId, listed: Vec<LaunchInfo>) {
+        let mut listed: BTreeMap<_, _> =
+            listed.into_iter().map(|info| (LaunchId(info.launch_id), info)).collect();
+        let ours = self.supervisors.get(&instance).map(|s| s.launches.iter().copied().collect::<Vec<_>>());
+        for id in ours.unwrap_or_default() {
+            self.on_listed_launch(instance, id, listed.remove(&id));
+        }
+        for (id, info) in listed {
+            self.on_stranger(instance, id, info);
+        }
+        if let Some(supervisor) = self.supervisors.get_mut(&instance) {
+            supervisor.idle_since = supervisor.launches.is_empty().then(Instant::now);
+        }
+        self.flush(instance);
+        self.heard(instance);
+    }
+
+    fn on_listed_launch(&mut self, instance: InstanceId, id: LaunchId, info: Option<LaunchInfo>) {
+        let Some(launch) = self.launches.get_mut(&id) else { return };
+        let (open, forget) = (launch.is_open(), launch.forget);
+        match (&launch.phase, info) {
+            (_, Some(info)) if open => match info.end {
+                Some(ListedEnd::Exited(exited)) => self.on_end(instance, Told::Exited(exited)),
+                Some(ListedEnd::LaunchFailed(failed)) => self.on_end(instance, Told::LaunchFailed(failed)),
+                None => {
+                    if info.state() == LaunchState::Running {
+                        self.on_launched(id, info.started_unix_ms);
+                    } else {
+                        launch.phase = Phase::Sent;
+                    }
+                    self.repeat_kill(instance, id);
+                }
+            },
+            (Phase::Removing { .. }, Some(_)) if forget => self.push_forget(instance, id),
+            (Phase::Queued | Phase::Sent, None) if launch.spec.is_some() => {
+                launch.phase = Phase::Queued;
+                if let Some(supervisor) = self.supervisors.get_mut(&instance) {
+                    supervisor.out.push_back(Out::Launch(id));
+                }
+            }
+            (Phase::Queued | Phase::Asked | Phase::Sent, None) => self.judge(id),
+            (Phase::Running, None) => self.empty(id, Terminal::Lost(Cause::SupervisorLost)),
+            _ => {}
+        }
+    }
+
+    /// A launch that the supervisor knows and we do not.
+    fn on_stranger(&mut self, instance: InstanceId, id: LaunchId, info: LaunchInfo) {
+        let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
+        if let Some(launch) = self.launches.get_mut(&id) {
+            // Found by its cgroup before its supervisor was heard.
+            launch.instance = instance;
+            supervisor.launches.insert(id);
+            if matches!(launch.phase, Phase::Removing { .. }) {
+                self.push_forget(instance, id);
+            }
+            return;
+        }
+        if info.state() == LaunchState::Ended {
+            self.confinement.remove(id);
+            return self.push_forget(instance, id);
+        }
+        tracing::warn!(launch.id = id.0, %instance, "a container that nobody has on record is ended");
+        supervisor.launches.insert(id);
+        let mut orphan = Launch::orphan(instance, Phase::Running);
+        orphan.kill_at = Some(Instant::now());
+        self.launches.insert(id, orphan);
+        self.arm(Instant::now() + super::engine::ESCALATE_AFTER, id);
+        self.repeat_kill(instance, id);
+    }
+
+    fn repeat_kill(&mut self, instance: InstanceId, id: LaunchId) {
+        let grace = self.launches.get(&id).and_then(|launch| launch.grace_left(Instant::now()));
+        if let (Some(grace), Some(supervisor)) = (grace, self.supervisors.get_mut(&instance)) {
+            let grace_ms = grace.as_millis().try_into().unwrap_or(u64::MAX);
+            supervisor.out.push_back(Out::order(Order::Kill(Kill { launch_id: id.0, grace_ms })));
+        }
+    }
+
+    pub(super) fn push_forget(&mut self, instance: InstanceId, id: LaunchId) {
+        if let Some(supervisor) = self.supervisors.get_mut(&instance) {
+            supervisor.out.push_back(Out::order(Order::Forget(Forget { launch_id: id.0 })));
+        }
+    }
+
+    fn on_launched(&mut self, id: LaunchId, started_unix_ms: u64) {
+        let Some(launch) = self.launches.get_mut(&id).filter(|launch| launch.is_open()) else { return };
+        launch.phase = Phase::Running;
+        launch.spec = None;
+        launch.started_unix_ms = started_unix_ms;
+        if !launch.told_started && !launch.orphan {
+            launch.told_started = true;
+            let isolation = self.options.isolation.name();
+            self.emit(Event::Started { launch: id, isolation, started_unix_ms });
+        }
+    }
+
+    /// A launch has ended, by its supervisor's word or its record.
+    pub(super) fn on_end(&mut self, instance: InstanceId, told: Told) {
+        let (id, terminal) = match told {
+            Told::Exited(exited) => (LaunchId(exited.launch_id), Terminal::Exited(exited)),
+            Told::LaunchFailed(failed) => (LaunchId(failed.launch_id), Terminal::Failed(failed)),
+            _ => return,
+        };
+        match self.launches.get(&id).map(|launch| &launch.phase) {
+            // We let go of it before its supervisor knew its end, and so could not.
+            None | Some(Phase::Removing { .. }) => {
+                self.order(instance, Order::Forget(Forget { launch_id: id.0 }));
+            }
+            Some(_) => self.empty(id, terminal),
+        }
+    }
+
+    fn on_refused(&mut self, instance: InstanceId, refused: pb::Refused) {
+        let id = LaunchId(refused.launch_id);
+        tracing::warn!(launch.id = id.0, %instance, reason = refused.reason, "a supervisor refused");
+        let Some(launch) = self.launches.get(&id).filter(|launch| matches!(launch.phase, Phase::Sent)) else {
+            return;
+        };
+        let killed = launch.kill_at.is_some();
+        let draining =
+            self.supervisors.get(&instance).is_some_and(|supervisor: &Supervisor| supervisor.draining);
+        self.confinement.remove(id);
+        if draining {
+            self.not_started(id);
+        } else {
+            let reason = if killed { Reason::KilledDuringLaunch } else { Reason::LaunchFailed };
+            self.fail(id, reason, refused.reason);
+        }
+    }
+}

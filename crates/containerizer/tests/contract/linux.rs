@@ -1,0 +1,263 @@
+//! What only Linux containers promise.
+
+use std::time::{Duration, Instant};
+
+use proffer_containerizer::{Cause, ContainerSpec, Event, Isolation, KillSent};
+use proffer_types::Reason;
+
+use crate::bench::{Bench, PATIENCE, Program, until};
+
+fn bench() -> Option<Bench> {
+    Bench::real(Isolation::Linux)
+}
+
+#[test]
+fn a_task_that_ignores_sigterm_is_gone_with_its_whole_tree() {
+    let Some(mut bench) = bench() else { return };
+    let script = "trap '' TERM; setsid sh -c \"trap '' TERM; (trap '' TERM; while :; do sleep 1; done) & wait\" & wait";
+    let spec = bench.run(&Program::Script(script));
+    until("the tree has grown", || bench.agent().usage(spec.launch).is_some_and(|usage| usage.pids >= 5));
+    let before = Instant::now();
+    bench.agent().kill(spec.launch, 60_000);
+    // A repeat may shorten the grace, and not lengthen it.
+    bench.agent().kill(spec.launch, 300);
+    bench.agent().kill(spec.launch, 60_000);
+    let end = bench.end(spec.launch);
+    assert_eq!((end.signal, end.kill_sent, end.oom), (Some(9), KillSent::Kill, None));
+    let took = before.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < PATIENCE, "{took:?}");
+    assert_eq!(bench.agent().usage(spec.launch).expect("its group is there until it is forgotten").pids, 0);
+    bench.forget(spec.launch);
+    assert_eq!(bench.groups(), ["", "supervisors"]);
+    bench.close();
+}
+
+#[test]
+fn a_fork_bomb_stays_inside_its_limit() {
+    let Some(mut bench) = bench() else { return };
+    let spec = bench.spec(&Program::Script("exec perl -e 'while (1) { fork }'"));
+    let spec = ContainerSpec { pids_max: 30, ..spec };
+    bench.deliver(&spec);
+    assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+    let other = bench.run(&Program::Gate(0));
+    // Init is not counted against the task.
+    let mut most = 0;
+    until("the limit is reached", || {
+        most = most.max(bench.agent().usage(spec.launch).expect("measured").pids);
+        assert!(most <= 31, "{most} processes");
+        most == 31
+    });
+    bench.let_go(other.launch);
+    assert_eq!(bench.end(other.launch).exit_code, Some(0), "a neighbour is not hurt");
+    bench.agent().kill(spec.launch, 0);
+    assert_eq!(bench.end(spec.launch).signal, Some(9));
+    bench.forget(spec.launch);
+    bench.forget(other.launch);
+    bench.close();
+}
+
+#[test]
+fn a_memory_hog_is_killed_alone_and_told_apart() {
+    let Some(mut bench) = bench() else { return };
+    let neighbour = bench.run(&Program::Gate(0));
+    let limit = 32 << 20;
+    let hog = ContainerSpec { memory_bytes: limit, ..bench.spec(&Program::Script("exec tail /dev/zero")) };
+    bench.deliver(&hog);
+    assert!(matches!(bench.of(hog.launch), Event::Started { .. }));
+    let end = bench.end(hog.launch);
+    let oom = end.oom.expect("an end for want of memory");
+    assert_eq!((end.signal, oom.limit_bytes), (Some(9), limit));
+    assert!(oom.peak_bytes > limit * 9 / 10 && oom.peak_bytes <= limit, "{oom:?}");
+    assert_eq!(end.memory_peak_bytes, Some(oom.peak_bytes));
+    bench.let_go(neighbour.launch);
+    let end = bench.end(neighbour.launch);
+    assert_eq!((end.exit_code, end.oom_kills), (Some(0), 0));
+    bench.forget(hog.launch);
+    bench.forget(neighbour.launch);
+    bench.close();
+}
+
+#[test]
+fn an_oom_while_the_agent_is_dead_is_still_one() {
+    let Some(mut bench) = bench() else { return };
+    let script = "until test -e go; do sleep 0.01; done; exec tail /dev/zero";
+    let spec = ContainerSpec { memory_bytes: 32 << 20, ..bench.spec(&Program::Script(script)) };
+    bench.deliver(&spec);
+    assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+    bench.stop();
+    std::fs::write(bench.sandbox(spec.launch).join("go"), b"").expect("a sandbox");
+    bench.restart(&[Bench::known(&spec, false)]);
+    let end = match bench.of(spec.launch) {
+        Event::Started { .. } => bench.end(spec.launch),
+        Event::Ended { end, .. } => end,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(end.oom.expect("an end for want of memory").limit_bytes, 32 << 20);
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    bench.forget(spec.launch);
+    bench.close();
+}
+
+#[test]
+fn half_a_cpu_is_half_a_cpu() {
+    let Some(mut bench) = bench() else { return };
+    let busy = Program::Script("while :; do :; done");
+    let half = bench.run(&busy);
+    let others: Vec<_> = (0..3)
+        .map(|_| {
+            let spec = ContainerSpec { cpus_milli: 1000, ..bench.spec(&busy) };
+            bench.deliver(&spec);
+            assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+            spec
+        })
+        .collect();
+    let mut rates = Vec::new();
+    // The machine has other work than this test: one window in which it had its share is asked for, and none in
+    // which it had more.
+    until("half a cpu within 10 %", || {
+        let (start, before) = (Instant::now(), bench.agent().usage(half.launch).expect("measured").cpu_usec);
+        until("a window passes", || start.elapsed() >= Duration::from_secs(2));
+        let used = bench.agent().usage(half.launch).expect("measured").cpu_usec - before;
+        let rate = used as f64 / start.elapsed().as_micros() as f64;
+        rates.push(rate);
+        assert!(rate < 0.55, "{rates:?}");
+        rate > 0.45
+    });
+    for spec in others.into_iter().chain([half]) {
+        bench.agent().kill(spec.launch, 0);
+        assert_eq!(bench.end(spec.launch).signal, Some(9));
+        bench.forget(spec.launch);
+    }
+    bench.close();
+}
+
+#[test]
+fn nothing_is_left_of_a_lost_supervisor() {
+    let Some(mut bench) = bench() else { return };
+    let script = "trap '' TERM; setsid sh -c '(sleep 1000 &) ; sleep 1000' & (setsid sleep 1000 &); wait";
+    let specs: Vec<_> = (0..3).map(|_| bench.run(&Program::Script(script))).collect();
+    bench.lose_supervisor(specs[0].instance);
+    for spec in &specs {
+        let end = bench.end(spec.launch);
+        assert_eq!((end.cause, end.signal), (Cause::SupervisorLost, Some(9)));
+        assert_eq!(bench.agent().usage(spec.launch).expect("its group is there").pids, 0);
+    }
+    for spec in specs {
+        bench.forget(spec.launch);
+    }
+    assert_eq!(bench.groups(), ["", "supervisors"]);
+    let left = std::fs::read_dir(bench.runtime().join("supervisors")).expect("there").count();
+    assert_eq!(left, 0, "a dead instance's files go with its last launch");
+    bench.close();
+}
+
+#[test]
+fn a_supervisor_lost_with_the_agent_is_judged_by_its_records() {
+    let Some(mut bench) = bench() else { return };
+    let [exits, runs] = [Program::Gate(7), Program::Gate(0)].map(|program| bench.run(&program));
+    let orphan = bench.run(&Program::Gate(0));
+    bench.stop();
+    bench.let_go(exits.launch);
+    let records = bench.runtime().join("supervisors").join(exits.instance.to_string()).join("exit");
+    until("the exit is recorded", || records.join(exits.launch.0.to_string()).exists());
+    bench.lose_supervisor(exits.instance);
+    bench.restart(&[Bench::known(&exits, false), Bench::known(&runs, false)]);
+    assert_eq!(bench.end(exits.launch).exit_code, Some(7), "an exit record wins");
+    assert_eq!(bench.end(runs.launch).cause, Cause::Interrupted);
+    assert_eq!(bench.of(orphan.launch), Event::OrphanRemoved { launch: orphan.launch });
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    bench.forget(exits.launch);
+    bench.forget(runs.launch);
+    assert_eq!(bench.groups(), ["", "supervisors"]);
+    bench.close();
+}
+
+#[test]
+fn an_exit_while_the_socket_is_cut_is_told() {
+    let Some(mut bench) = bench() else { return };
+    let spec = bench.run(&Program::Gate(7));
+    let socket = bench.runtime().join("supervisors").join(format!("{}.sock", spec.instance));
+    let away = socket.with_extension("away");
+    bench.stop();
+    // The supervisor lives and cannot be reached: its record is read all the same.
+    std::fs::rename(&socket, &away).expect("renamed");
+    bench.let_go(spec.launch);
+    bench.restart(&[Bench::known(&spec, false)]);
+    assert_eq!(bench.end(spec.launch).exit_code, Some(7));
+    std::fs::rename(&away, &socket).expect("renamed back");
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    bench.forget(spec.launch);
+    // And it works on.
+    let next = bench.run(&Program::Gate(0));
+    assert_eq!(next.instance, spec.instance);
+    bench.let_go(next.launch);
+    assert_eq!(bench.end(next.launch).exit_code, Some(0));
+    bench.forget(next.launch);
+    bench.close();
+}
+
+#[test]
+fn users_are_resolved_or_refused() {
+    let Some(mut bench) = bench() else { return };
+    for user in ["root", "proffer-no-such-user"] {
+        let spec = ContainerSpec { user: user.into(), ..bench.spec(&Program::Gate(0)) };
+        bench.deliver(&spec);
+        match bench.of(spec.launch) {
+            Event::LaunchFailed { reason, message, .. } => {
+                assert_eq!(reason, Reason::UserRefused);
+                assert!(message.contains(user), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+        bench.forget(spec.launch);
+    }
+    let spec = bench.spec(&Program::Script("test $(id -un) = nobody && touch $PROFFER_SANDBOX/mine"));
+    bench.deliver(&spec);
+    assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+    assert_eq!(bench.end(spec.launch).exit_code, Some(0));
+    bench.forget(spec.launch);
+    bench.close();
+}
+
+#[test]
+fn an_idle_supervisor_ends() {
+    let Some(mut bench) = bench() else { return };
+    bench.options().supervisor_idle = Duration::from_millis(50);
+    bench.restart(&[]);
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    let spec = bench.run(&Program::Gate(0));
+    bench.let_go(spec.launch);
+    assert_eq!(bench.end(spec.launch).exit_code, Some(0));
+    bench.forget(spec.launch);
+    let dir = bench.runtime().join("supervisors");
+    until("the supervisor's files are gone", || std::fs::read_dir(&dir).expect("there").count() == 0);
+    let next = bench.run(&Program::Gate(0));
+    assert_ne!(next.instance, spec.instance);
+    bench.let_go(next.launch);
+    assert_eq!(bench.end(next.launch).exit_code, Some(0));
+    bench.forget(next.launch);
+    bench.close();
+}
+
+#[test]
+fn a_supervisor_that_does_not_start_fails_the_launch() {
+    let Some(mut bench) = bench() else { return };
+    bench.options().executor = "/bin/false".into();
+    bench.restart(&[]);
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    for executor in ["/bin/false", "/proffer-no-such-program"] {
+        bench.options().executor = executor.into();
+        bench.restart(&[]);
+        bench.expect("recovery ends", |event| *event == Event::Recovered);
+        let spec = bench.launch(&Program::Gate(0));
+        match bench.of(spec.launch) {
+            Event::LaunchFailed { reason, message, .. } => {
+                assert_eq!(reason, Reason::LaunchFailed);
+                assert!(message.contains("supervisor"), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+        bench.forget(spec.launch);
+    }
+    bench.close();
+}
