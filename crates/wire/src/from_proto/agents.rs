@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proffer_types::command::Held;
 use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, Hello, LaunchOrder};
+use proffer_types::limits::SPEC_BYTES_MAX;
 use proffer_types::{AgentId, AgentInfo, AttributeValue, Epoch, FrameworkId, LaunchId, Reason};
+
+use prost::Message;
 
 use super::resources::{Attributions, resources};
 use super::tasks::{array, status, task_id, task_spec};
@@ -89,6 +92,11 @@ fn hello(hello: pb::Hello, agent: Option<AgentId>, at: &Path<'_>, problems: &mut
 
 fn agent_info(info: Option<pb::AgentInfo>, at: &Path<'_>, problems: &mut Problems) -> Option<AgentInfo> {
     let Some(info) = info else { return problems.invalid(*at, "must be given") };
+    // It goes with every offer of the agent, and offers go in messages of at most 1 MiB.
+    let bytes = info.encoded_len();
+    if bytes > SPEC_BYTES_MAX {
+        return problems.invalid(*at, format_args!("has {bytes} bytes, the limit is {SPEC_BYTES_MAX}"));
+    }
     let hostname = display_name(info.hostname, at.field("hostname"), problems);
     let resources = resources(info.resources, at, "resources", Attributions::Refused, problems);
     let attributes = attributes(info.attributes, at, problems);
