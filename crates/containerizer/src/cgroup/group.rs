@@ -200,7 +200,29 @@ mod tests {
 
     const LIMITS: Limits = Limits { cpus_milli: 500, memory_bytes: 32 << 20, pids_max: 20 };
 
-    fn tree(name: &str) -> Option<Tree> {
+    /// A tree that is removed whatever becomes of the test.
+    struct TestTree(Tree);
+
+    impl std::ops::Deref for TestTree {
+        type Target = Tree;
+        fn deref(&self) -> &Tree {
+            &self.0
+        }
+    }
+
+    impl Drop for TestTree {
+        fn drop(&mut self) {
+            for group in self.0.launches().into_iter().map(|launch| self.0.group(launch)) {
+                while !group.processes().is_empty() || !group.remove().unwrap_or(true) {
+                    let _ = group.kill();
+                    std::thread::yield_now();
+                }
+            }
+            let _ = self.0.remove();
+        }
+    }
+
+    fn tree(name: &str) -> Option<TestTree> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: cgroup tests need root");
             return None;
@@ -212,7 +234,8 @@ mod tests {
                 return None;
             }
         };
-        Some(Tree::create(layout, &format!("test-{name}-{}", std::process::id())).expect("a cgroup tree"))
+        let tree = Tree::create(layout, &format!("test-{name}-{}", std::process::id()));
+        Some(TestTree(tree.expect("a cgroup tree")))
     }
 
     fn until(what: &str, mut done: impl FnMut() -> bool) {

@@ -34,6 +34,9 @@ pub(crate) use group::{Counters, Entry, Group, Limits};
 /// The directory all our groups are under.
 const TOP: &str = "proffer";
 const SUPERVISORS: &str = "supervisors";
+/// What our cpus weigh against those of the machine's own groups. More would make daemons wait too long for their
+/// turn when tasks are busy.
+const TOP_SHARE: u64 = 8;
 
 /// One agent's groups.
 #[derive(Clone, Debug)]
@@ -50,11 +53,13 @@ impl Tree {
         for root in tree.layout.roots() {
             tree.create_in(&root)?;
         }
-        // Among the machine's own groups ours stand for the whole machine, as a group's shares are compared with its
-        // siblings' only: what tasks were promised would otherwise shrink to one sibling's part.
+        // A group's share is compared with its siblings' only, and each process of the root group is one: a busy
+        // machine would leave the tasks a fraction of what they were promised. Their limits, not the share, keep
+        // them from taking the machine.
         let cpu = tree.layout.cpu_root();
-        cpu::set_share(&cpu.join(TOP), cpus * 1000, tree.layout.is_v2())?;
-        cpu::set_share(&cpu.join(TOP).join(instance), cpus * 1000, tree.layout.is_v2())?;
+        for group in [cpu.join(TOP), cpu.join(TOP).join(instance)] {
+            cpu::set_share(&group, cpus * 1000 * TOP_SHARE, tree.layout.is_v2())?;
+        }
         Ok(tree)
     }
 

@@ -218,6 +218,9 @@ impl Engine {
         }
         self.launches.remove(&id);
         self.release(instance, id);
+        if let Some(recovering) = self.recovering.as_mut().filter(|_| orphan) {
+            recovering.removed.insert(id);
+        }
         self.emit(if orphan { Event::OrphanRemoved { launch: id } } else { Event::Gone { launch: id } });
         self.check_recovered();
     }

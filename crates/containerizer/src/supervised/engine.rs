@@ -16,6 +16,7 @@ use super::Shared;
 use super::confine::Confinement;
 use super::dirs::Dirs;
 use super::launch::{Launch, Phase};
+use super::recover::Recovering;
 use super::start::Starting;
 use super::supervisor::{Out, Stage, Supervisor, pin};
 use crate::{ContainerSpec, Event, GcPolicy, InstanceId, Known, Options, gc};
@@ -59,8 +60,7 @@ pub(super) struct Engine {
     pub(super) launches: BTreeMap<LaunchId, Launch>,
     /// When launches want to be looked at; one too many does no harm.
     timers: BTreeSet<(Instant, LaunchId)>,
-    /// During recovery: the instances that have not answered yet.
-    pub(super) recovering: Option<BTreeSet<InstanceId>>,
+    pub(super) recovering: Option<Recovering>,
     collecting: Arc<AtomicBool>,
 }
 

@@ -15,6 +15,15 @@ use crate::{Cause, Event, InstanceId, Known};
 /// An instance that is not known.
 const NO_INSTANCE: InstanceId = InstanceId(0);
 
+/// A recovery that is not complete.
+#[derive(Debug, Default)]
+pub(super) struct Recovering {
+    /// The instances that have not answered yet.
+    waiting: BTreeSet<InstanceId>,
+    /// Containers that were ended before their supervisor could say that it has them.
+    pub(super) removed: BTreeSet<LaunchId>,
+}
+
 impl Engine {
     pub(super) fn on_recover(&mut self, known: Vec<Known>) {
         for known in &known {
@@ -39,7 +48,7 @@ impl Engine {
             };
             self.supervisors.insert(instance, Supervisor { seen_up: true, ..supervisor });
         }
-        self.recovering = Some(alive.clone());
+        self.recovering = Some(Recovering { waiting: alive.clone(), removed: BTreeSet::new() });
         self.kill_strange_supervisors(&pids);
         self.find_orphans();
         self.judge_dead(&known);
@@ -65,14 +74,14 @@ impl Engine {
 
     /// An instance has answered, or is dead.
     pub(super) fn heard(&mut self, instance: InstanceId) {
-        if let Some(waiting) = &mut self.recovering {
-            waiting.remove(&instance);
+        if let Some(recovering) = &mut self.recovering {
+            recovering.waiting.remove(&instance);
         }
         self.check_recovered();
     }
 
     pub(super) fn check_recovered(&mut self) {
-        let heard = self.recovering.as_ref().is_some_and(BTreeSet::is_empty);
+        let heard = self.recovering.as_ref().is_some_and(|recovering| recovering.waiting.is_empty());
         if heard && !self.launches.values().any(|launch| launch.orphan) {
             self.recovering = None;
             self.emit(Event::Recovered);

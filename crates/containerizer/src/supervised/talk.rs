@@ -238,6 +238,10 @@ impl Engine {
             self.confinement.remove(id);
             return self.push_forget(instance, id);
         }
+        if self.recovering.as_ref().is_some_and(|recovering| recovering.removed.contains(&id)) {
+            // It is gone, and its supervisor is about to see that.
+            return;
+        }
         tracing::warn!(launch.id = id.0, %instance, "a container that nobody has on record is ended");
         supervisor.launches.insert(id);
         let mut orphan = Launch::orphan(instance, Phase::Running);

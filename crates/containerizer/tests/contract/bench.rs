@@ -327,6 +327,19 @@ impl Bench {
         }
     }
 
+    /// The processes in a launch's group, in any hierarchy.
+    pub(crate) fn processes(&self, launch: LaunchId) -> Vec<i32> {
+        let Kind::Real { options, .. } = &self.kind else { return Vec::new() };
+        let group = PathBuf::from("proffer").join(&options.agent_instance).join(format!("{:016x}", launch.0));
+        let root = Path::new("/sys/fs/cgroup");
+        let roots = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        let lists = roots.chain([root.to_owned()]).map(|root| root.join(&group).join("cgroup.procs"));
+        let texts = lists.filter_map(|list| std::fs::read_to_string(list).ok());
+        texts
+            .flat_map(|text| text.lines().map(|pid| pid.parse().expect("a pid")).collect::<Vec<_>>())
+            .collect()
+    }
+
     /// The agent's groups in every hierarchy, relative to its own.
     pub(crate) fn groups(&self) -> Vec<String> {
         match &self.kind {
