@@ -63,6 +63,8 @@ struct Live {
     writing: VecDeque<Write>,
     fetching: Vec<SegmentRef>,
     term: u64,
+    /// Past what it says at its start.
+    started: bool,
 }
 
 /// The replicated state: a hash chain over everything applied.
@@ -194,10 +196,10 @@ struct Cluster {
 
 fn small_config(id: u64, voters: Vec<u64>) -> Config {
     Config {
-        snapshot_bytes: 40_000,
-        snapshot_entries: 200,
-        tail_bytes: 10_000,
-        tail_entries: 60,
+        snapshot_bytes: 20_000,
+        snapshot_entries: 100,
+        tail_bytes: 5_000,
+        tail_entries: 20,
         fetch_patience_ticks: 300,
         ..Config::new(id, voters)
     }
@@ -257,8 +259,10 @@ impl Cluster {
             writing: VecDeque::new(),
             fetching: Vec::new(),
             term: 0,
+            started: false,
         });
         self.pump(n);
+        self.nodes[n].live.as_mut().expect("just started").started = true;
     }
 
     /// Ends a node's process; in half of the cases its machine loses power too.
@@ -373,7 +377,7 @@ impl Cluster {
                 assert_eq!(live.machine.index, snapshot.index);
                 self.checker.on_state(live.machine);
                 live.core.applied(snapshot.index);
-                self.checker.counts.installs += 1;
+                self.checker.counts.installs += u64::from(live.started);
             }
             Event::SnapshotWanted { .. } => {
                 let delay = self.rng.below(300);
@@ -555,7 +559,7 @@ impl Cluster {
             }
             2 | 3 => {
                 let node = self.rng.below(nodes) as usize;
-                let (soon, later) = (self.rng.below(100), 150 + self.rng.below(2500));
+                let (soon, later) = (self.rng.below(100), 150 + self.rng.below(4000));
                 self.at(soon, Happening::Crash(node));
                 self.at(later, Happening::Start(node));
             }
@@ -580,7 +584,10 @@ impl Cluster {
     fn load(&mut self) {
         let delay = 2 + self.rng.below(20);
         self.at(delay, Happening::Load);
-        let n = self.rng.below(self.nodes.len() as u64) as usize;
+        let any = self.rng.below(self.nodes.len() as u64) as usize;
+        let leads = |node: &Node| node.live.as_ref().is_some_and(|live| live.core.status().role.gate_open);
+        let leader = self.nodes.iter().position(leads).filter(|_| self.rng.percent(80));
+        let n = leader.unwrap_or(any);
         let Some(live) = &mut self.nodes[n].live else { return };
         for _ in 0..1 + self.rng.below(4) {
             let tag = self.next_tag;
@@ -681,7 +688,7 @@ fn safe_under_faults_and_live_after_them() {
     eprintln!("{} seeds: {sum:?}", seeds());
     if seeds() >= 10 {
         assert!(sum.leaderships > 3 * seeds() && sum.lossy_crashes > seeds() && sum.failed > 0, "{sum:?}");
-        assert!(sum.reads > 100 && sum.installs > seeds() && sum.images > seeds(), "{sum:?}");
+        assert!(sum.reads > 100 && sum.installs > seeds() / 2 && sum.images > seeds(), "{sum:?}");
     }
 }
 
