@@ -1,5 +1,7 @@
 //! A master of the generated server: it says what the test makes it say.
 
+#![allow(dead_code, reason = "each test program uses a part")]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

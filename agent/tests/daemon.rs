@@ -1,0 +1,269 @@
+//! The program itself: what it refuses, how it ends, and that its tasks do not end with it.
+
+mod master;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use master::Master;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proffer_types::event::{AgentOrder, AgentReport, LaunchOrder};
+use proffer_types::{FrameworkId, LaunchId, Reason, Resources, Role, Status, TaskId, TaskSpec, TaskState};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_proffer-agent");
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A daemon with directories of its own, killed when the test ends.
+struct Daemon {
+    child: Child,
+    listen: String,
+}
+
+impl Daemon {
+    fn start(dir: &Path, master: &str, executor: &Path) -> Self {
+        let listen = free_port();
+        let child = command(dir, master, &listen, executor).stderr(Stdio::null()).spawn().unwrap();
+        let daemon = Self { child, listen };
+        until("diagnostics are served", || daemon.get("/healthz").is_some());
+        daemon
+    }
+
+    /// The body of an answer 200.
+    fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(&self.listen).ok()?;
+        stream.set_read_timeout(Some(DEADLINE)).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(dir: &Path, master: &str, listen: &str, executor: &Path) -> Command {
+    let mut command = Command::new(AGENT);
+    command.env_clear();
+    command.args(["--masters", master, "--listen", listen, "--containerizer", "process"]);
+    command.arg("--work-dir").arg(dir.join("work")).arg("--runtime-dir").arg(dir.join("run"));
+    command.arg("--executor").arg(executor);
+    command.args(["--resources", "cpus:1;mem:64MiB"]);
+    command
+}
+
+fn free_port() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        std::thread::yield_now();
+    }
+}
+
+fn output(mut command: Command) -> (Output, String) {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, stderr)
+}
+
+/// Nothing that is launched in these tests reaches it.
+fn no_executor() -> PathBuf {
+    PathBuf::from("/bin/true")
+}
+
+#[test]
+fn refuses_wrong_settings_all_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    std::fs::write(&file, "colour = \"red\"\nwork-dir = 3\n").unwrap();
+    let mut command = Command::new(AGENT);
+    command.env_clear().args(["--listen", "0.0.0.0:1", "--config"]).arg(&file);
+    let (output, stderr) = output(command);
+    assert_eq!(output.status.code(), Some(2));
+    for part in ["`colour`", "work-dir", "not a loopback address", "--insecure"] {
+        assert!(stderr.contains(part), "{part} in {stderr}");
+    }
+}
+
+#[test]
+fn refuses_a_busy_port_and_a_missing_executor() {
+    let dir = tempfile::tempdir().unwrap();
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = busy.local_addr().unwrap().to_string();
+    let (busy_port, stderr) = output(command(dir.path(), "127.0.0.1:1", &address, &no_executor()));
+    assert_eq!(busy_port.status.code(), Some(1));
+    assert!(stderr.contains(&address) && stderr.contains("--listen"), "{stderr}");
+
+    let nowhere = Path::new("/nowhere/proffer-executor");
+    let (missing, stderr) = output(command(dir.path(), "127.0.0.1:1", &free_port(), nowhere));
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(stderr.contains("/nowhere/proffer-executor") && stderr.contains("--executor"), "{stderr}");
+}
+
+#[test]
+fn one_agent_per_work_directory_and_sigterm_ends_it_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(dir.path(), "127.0.0.1:1", &no_executor());
+    let state = daemon.get("/state").unwrap();
+    assert!(state.contains("\"isolation\":\"process\"") && state.contains("\"launches\":[]"), "{state}");
+    let (second, stderr) = output(command(dir.path(), "127.0.0.1:1", &free_port(), &no_executor()));
+    assert_eq!(second.status.code(), Some(1));
+    assert!(stderr.contains("another agent runs on the work directory"), "{stderr}");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+}
+
+fn launch(seq: u64, launch: u64, script: &str) -> AgentOrder {
+    let resources = Resources::parse("cpus:0.1;mem:32MiB").unwrap();
+    AgentOrder::Launch(Box::new(LaunchOrder {
+        agent_seq: seq,
+        launch: LaunchId(launch),
+        framework: FrameworkId(1),
+        task_id: TaskId::new("task").unwrap(),
+        role: Role::new("*").unwrap(),
+        spec: Arc::new(TaskSpec {
+            argv: ["/bin/sh", "-c", script].map(str::to_owned).into(),
+            resources: resources.clone(),
+            kill_grace_ms: 100,
+            pids_max: 100,
+            ..TaskSpec::default()
+        }),
+        framework_user: String::new(),
+        resources,
+        env: Default::default(),
+        array: None,
+    }))
+}
+
+async fn status(master: &mut Master) -> (u64, Status) {
+    match master.report().await {
+        AgentReport::Status { launch, status } => (launch.0, status),
+        other => panic!("expected a status: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_tasks_outlive_the_daemon_and_their_true_end_is_told() {
+    let executor = Path::new(AGENT).with_file_name("proffer-executor");
+    if !executor.is_file() {
+        eprintln!("SKIPPED: {} is not built", executor.display());
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _cleared = Cleared(dir.path());
+    let (go, output) = (dir.path().join("go"), dir.path().join("out/starts"));
+    // Tasks are nobody's, and write here.
+    std::fs::create_dir(dir.path().join("out")).unwrap();
+    std::fs::set_permissions(dir.path().join("out"), PermissionsExt::from_mode(0o777)).unwrap();
+    let mut master = Master::start().await;
+    let daemon = Daemon::start(dir.path(), &master.address, &executor);
+    master.hello().await;
+    master.send(5, vec![master.welcome(0), master.welcome(0)]).await;
+    master.hello().await;
+    let waits = format!(
+        "echo $PROFFER_TASK_ID >> {out}; until [ -e {go} ]; do :; done; exit 7",
+        out = output.display(),
+        go = go.display()
+    );
+    master.send(5, vec![launch(1, 100, &waits), launch(2, 101, "echo hello; sleep 1000")]).await;
+    let mut running = [status(&mut master).await, status(&mut master).await];
+    running.sort_by_key(|(launch, _)| *launch);
+    for (n, (launch, status)) in running.iter().enumerate() {
+        assert_eq!((*launch, status.state), (100 + n as u64, TaskState::Running), "{status:?}");
+        assert_eq!(status.isolation.as_deref(), Some("process"));
+    }
+
+    // Killed, and the task ends while nobody is there.
+    daemon.signal(Signal::SIGKILL);
+    drop(daemon);
+    std::fs::write(&go, "").unwrap();
+    let daemon = Daemon::start(dir.path(), &master.address, &executor);
+    let hello = master.hello().await;
+    assert_eq!(hello.last_seq, 2);
+    master.send(5, vec![master.welcome(2)]).await;
+    let ended = loop {
+        let (launch, status) = status(&mut master).await;
+        if launch == 100 && status.state.is_terminal() {
+            break status;
+        }
+    };
+    assert_eq!((ended.state, ended.reason, ended.exit_code), (TaskState::Failed, Reason::ExitCode, Some(7)));
+    assert_eq!(std::fs::read_to_string(&output).unwrap(), "task\n");
+
+    // The other one still runs, and can be read and killed.
+    let open = AgentOrder::OpenData {
+        ticket: [1; 16],
+        principal: "me".into(),
+        launch: LaunchId(101),
+        expires_ms: 10_000,
+    };
+    master.send(5, vec![open]).await;
+    let request = proffer_wire::agent::v1::DataRequest {
+        launch_id: 101,
+        stream: proffer_wire::agent::v1::Stream::Stdout.into(),
+        offset: 0,
+        limit: 6,
+        follow: true,
+    };
+    let chunks = master.data([1; 16], request).await;
+    assert_eq!(chunks.iter().flat_map(|c| c.data.to_vec()).collect::<Vec<u8>>(), b"hello\n");
+    let kill = |agent_seq, grace_ms| AgentOrder::Kill {
+        agent_seq,
+        launch: LaunchId(101),
+        grace_ms,
+        reason: Reason::KilledByOperator,
+    };
+    master.send(5, vec![kill(3, 200)]).await;
+    let mut states = Vec::new();
+    while states.last() != Some(&TaskState::Killed) {
+        let (launch, status) = status(&mut master).await;
+        if launch == 101 {
+            assert!(status.state == TaskState::Running || status.reason == Reason::KilledByOperator);
+            states.push(status.state);
+        }
+    }
+    assert!(states.contains(&TaskState::Killing), "{states:?}");
+    for (launch, task_seq) in [(100, 2), (101, 3)] {
+        master.send(5, vec![AgentOrder::Confirm { launch: LaunchId(launch), task_seq }]).await;
+    }
+    until("everything is forgotten", || daemon.get("/state").is_some_and(|s| s.contains("\"launches\":[]")));
+}
+
+/// Ends the supervisors that a test's agents have started, by what those wrote down in the runtime directory. Their
+/// containers end with them.
+struct Cleared<'a>(&'a Path);
+
+impl Drop for Cleared<'_> {
+    fn drop(&mut self) {
+        let instances = std::fs::read_dir(self.0.join("run/supervisors")).into_iter().flatten().flatten();
+        for instance in instances {
+            let file = instance.path().join("supervisor.json");
+            let pid = std::fs::read_to_string(file).ok().and_then(|text| {
+                let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+                i32::try_from(json.get("pid")?.as_i64()?).ok()
+            });
+            if let Some(pid) = pid {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
