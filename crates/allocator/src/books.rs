@@ -155,9 +155,10 @@ impl Allocator {
     /// Computes what is free from what there is and what is held.
     fn refit(&mut self, at: u32) {
         let agent = self.agent_mut(at);
-        let columns = agent.holdings.iter().flat_map(|(_, h)| [&h.offered, &h.used]);
-        // Each column must fit into what is left, so an overlap cannot hide.
-        let left = columns.fold(Some(agent.total.clone()), |left, held| left?.checked_sub(held).ok());
+        let mut left = Some(agent.total.clone());
+        for (_, held) in &agent.holdings {
+            left = left.and_then(|left| left.checked_sub(&held.offered).ok()?.checked_sub(&held.used).ok());
+        }
         agent.overcommitted = left.is_none();
         agent.free = left.unwrap_or_default();
         self.look_again(at);

@@ -49,8 +49,8 @@ impl Allocator {
         if self.agent_numbers.get(&agent.id) != Some(&at) {
             return wrong(format!("has not the number {at}"));
         }
-        let columns = agent.holdings.iter().flat_map(|(_, h)| [&h.offered, &h.used]);
-        let held = columns.fold(Some(Resources::new()), |sum, more| sum?.checked_add(more).ok());
+        let mut columns = agent.holdings.iter().flat_map(|(_, h)| [&h.offered, &h.used]);
+        let held = columns.try_fold(Resources::new(), |sum, more| sum.checked_add(more).ok());
         let left = held.as_ref().and_then(|held| agent.total.checked_sub(held).ok());
         if agent.overcommitted != left.is_none() || agent.free != left.unwrap_or_default() {
             return wrong(format!(

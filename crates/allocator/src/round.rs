@@ -6,7 +6,6 @@
 //! at its start, and the next agent sees the shares as this one's grants have left them.
 
 use proffer_types::{AgentId, Resources, Role};
-use smallvec::SmallVec;
 
 use crate::bits::Bits;
 use crate::sorter::{Sorter, Step, Then};
@@ -19,7 +18,7 @@ pub(crate) enum Decision {
     /// Everything that is free goes to this client.
     All(u32),
     /// Parts go to different clients, because some is reserved.
-    Parts(SmallVec<[(u32, Resources); 2]>),
+    Parts(Vec<(u32, Resources)>),
 }
 
 impl Allocator {
@@ -141,7 +140,7 @@ impl Allocator {
     /// As [`Self::decide`], where some of what is free is reserved: what one may take, another may not.
     fn decide_parts(&self, order: &Sorter, agent: &Agent, now_ms: u64) -> Decision {
         let mut left = agent.free.clone();
-        let mut parts = SmallVec::new();
+        let mut parts = Vec::new();
         // What a role may take of what is left, for the role that was asked for last.
         let mut candidate: Option<(Role, Resources)> = None;
         order.walk(&mut |step| {

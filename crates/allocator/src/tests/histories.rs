@@ -28,7 +28,7 @@ impl Dealer {
             now_ms: 0,
             offers: Vec::new(),
             uses: Vec::new(),
-            picky: seed % 3 == 0,
+            picky: seed.is_multiple_of(3),
         }
     }
 
@@ -113,10 +113,9 @@ impl Dealer {
     }
 
     fn event(&mut self) -> Event {
-        if self.picky && self.dice.throw(2) == 0 {
-            if let Some(grant) = self.offered() {
-                return Event::Declined { grant, filter_ms: 60_000 * self.dice.throw(2) };
-            }
+        let refuse = self.picky && self.dice.throw(2) == 0;
+        if let Some(grant) = refuse.then(|| self.offered()).flatten() {
+            return Event::Declined { grant, filter_ms: 60_000 * self.dice.throw(2) };
         }
         match self.dice.throw(100) {
             0..=9 => Event::AgentAdded { agent: self.some_agent(), total: self.some_total() },

@@ -334,7 +334,8 @@ fn the_seed_shuffles_agents() {
 fn contradictions_are_refused() {
     let mut engine = cluster(1, "cpus:4;mem:4GiB", &["a"]);
     let offer = engine.round(0).remove(0);
-    let refusals: Vec<(Event, fn(&Refused) -> bool)> = vec![
+    type Expected = fn(&Refused) -> bool;
+    let refusals: Vec<(Event, Expected)> = vec![
         (Event::AgentAdded { agent: agent(0), total: r("cpus:1") }, |e| matches!(e, Refused::AgentKnown(_))),
         (Event::AgentPaused { agent: agent(7) }, |e| matches!(e, Refused::UnknownAgent(_))),
         (Event::FrameworkActivated { framework: framework(7) }, |e| {
