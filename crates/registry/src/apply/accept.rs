@@ -16,13 +16,13 @@ use crate::state::SpecUse;
 use crate::{Change, Registry};
 
 /// A spec with what follows from it.
-struct Sized<'a> {
+struct Measured<'a> {
     spec: &'a Arc<TaskSpec>,
     digest: SpecDigest,
     bytes: u64,
 }
 
-impl<'a> Sized<'a> {
+impl<'a> Measured<'a> {
     fn of(spec: &'a Arc<TaskSpec>) -> Self {
         Self { spec, digest: spec.digest(), bytes: spec.encoded_bytes() }
     }
@@ -62,7 +62,7 @@ impl<'a> Plan<'a> {
         &mut self,
         part: &AcceptPart,
         remaining: &mut Resources,
-        spec: &Sized<'_>,
+        spec: &Measured<'_>,
         task: &'a TaskLaunch,
     ) -> Result<(), Refusal> {
         let wanted = &spec.spec.resources;
@@ -103,10 +103,11 @@ impl Step<'_> {
         let framework = call.framework;
         let mut plan = Plan::new(self.state, framework, parts);
         let mut outcomes = Vec::new();
+        let mut specs = Vec::new();
         for part in parts {
             let mut remaining = part.offered.clone();
             for launch in &part.launches {
-                let spec = Sized::of(&launch.spec);
+                let spec = Measured::of(&launch.spec);
                 for task in &launch.tasks {
                     let placed = match task {
                         Ok(task) => plan.place(part, &mut remaining, &spec, task),
@@ -114,6 +115,7 @@ impl Step<'_> {
                     };
                     outcomes.push(placed.err());
                 }
+                specs.push(spec);
             }
         }
         if atomic && outcomes.iter().any(Option::is_some) {
@@ -122,17 +124,15 @@ impl Step<'_> {
         }
         let mut first_launch = LaunchId(0);
         let mut accepted = outcomes.iter().map(Option::is_none);
-        for part in parts {
-            for launch in &part.launches {
-                let spec = Sized::of(&launch.spec);
-                for task in &launch.tasks {
-                    if accepted.next() == Some(true)
-                        && let Ok(task) = task
-                        && let Some(id) = self.launch(framework, part, &spec, task)
-                        && first_launch == LaunchId(0)
-                    {
-                        first_launch = id;
-                    }
+        let launches = parts.iter().flat_map(|part| part.launches.iter().map(move |launch| (part, launch)));
+        for ((part, launch), spec) in launches.zip(&specs) {
+            for task in &launch.tasks {
+                if accepted.next() == Some(true)
+                    && let Ok(task) = task
+                    && let Some(id) = self.launch(framework, part, spec, task)
+                    && first_launch == LaunchId(0)
+                {
+                    first_launch = id;
                 }
             }
         }
@@ -144,7 +144,7 @@ impl Step<'_> {
         &mut self,
         framework: FrameworkId,
         part: &AcceptPart,
-        spec: &Sized<'_>,
+        spec: &Measured<'_>,
         task: &TaskLaunch,
     ) -> Option<LaunchId> {
         let agent = part.agent;
@@ -184,7 +184,7 @@ impl Step<'_> {
     }
 
     /// Counts one more task that refers to the spec; equal specs of a framework are kept once.
-    fn use_spec(&mut self, framework: FrameworkId, spec: &Sized<'_>) -> (Arc<TaskSpec>, SpecDigest) {
+    fn use_spec(&mut self, framework: FrameworkId, spec: &Measured<'_>) -> (Arc<TaskSpec>, SpecDigest) {
         let key = (framework, spec.digest);
         if !self.state.specs.contains(&key) {
             let used = SpecUse { spec: spec.spec.clone(), bytes: spec.bytes, tasks: 0, finished: 0 };

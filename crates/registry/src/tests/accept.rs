@@ -142,18 +142,23 @@ fn specs_are_kept_once_counted_and_limited() {
     let big = |n: usize| TaskSpec { argv: vec![format!("{n}-{}", "x".repeat(65_000))], ..spec("cpus:1") };
     let bytes = big(1000).encoded_bytes();
     let fit = SPEC_BYTES_PER_FRAMEWORK as u64 / bytes;
-    let launches: Vec<Launch> = (0..fit + 1).map(|n| one(big(1000 + n as usize), &format!("t{n}"))).collect();
+    let mut launches: Vec<Launch> =
+        (0..fit + 1).map(|n| one(big(1000 + n as usize), &format!("t{n}"))).collect();
+    // One that comes twice in the same call counts once.
+    launches.insert(1, one(big(1000), "twin"));
     let changes = lab.accept(framework, vec![part(agent, "cpus:9000", launches)]);
     let refused: Vec<usize> =
         (outcomes(&changes).iter().enumerate()).filter(|o| o.1.is_some()).map(|o| o.0).collect();
-    assert_eq!(refused, [fit as usize]);
+    assert_eq!(refused, [fit as usize + 1]);
     assert_eq!(lab.fw(framework).spec_bytes, fit * bytes);
     // A spec that is there already costs nothing more.
     let changes = lab.accept(framework, vec![part(agent, "cpus:1", vec![one(big(1000), "again")])]);
     assert_eq!(outcomes(&changes), [None]);
-    let (first, again) = (LaunchId(answer(&changes).first_launch.0 - fit), answer(&changes).first_launch);
+    let by_name =
+        |lab: &Lab, name: &str| lab.registry.task_by_name(framework, &task_id(name)).unwrap().launch_id;
+    let (first, twin, again) = (by_name(&lab, "t0"), by_name(&lab, "twin"), by_name(&lab, "again"));
     assert!(Arc::ptr_eq(&lab.task(first).spec, &lab.task(again).spec));
-    for launch in [first, again] {
+    for launch in [first, twin, again] {
         lab.report(launch, 1, TaskState::Finished);
         lab.ack_all(launch);
     }

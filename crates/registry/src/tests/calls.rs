@@ -174,9 +174,13 @@ fn acknowledgements_are_cumulative_and_only_the_owners_count() {
     assert_eq!(lab.ack(launch, 0, 1).len(), 1);
     lab.ack(launch, u32::MAX, u32::MAX);
     assert_eq!(lab.task(launch).pending, []);
-    lab.report(launch, 2, TaskState::Finished);
+    lab.report(launch, 2, TaskState::Killing);
+    lab.report(launch, 3, TaskState::Finished);
+    assert_eq!(lab.task(launch).pending.len(), 2);
+    // That it has ended is not acknowledged by what came before.
+    lab.ack(launch, 2, 2);
     assert_eq!(lab.task(launch).pending.len(), 1);
-    let changes = lab.ack(launch, 2, 2);
+    let changes = lab.ack(launch, 2, 3);
     assert_eq!(changes[1], Change::TaskRetired { launch, framework });
     assert!(lab.registry.task(launch).is_none());
     let history: Vec<(LaunchId, TaskState)> =

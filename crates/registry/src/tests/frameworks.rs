@@ -131,6 +131,20 @@ fn without_a_timeout_a_disconnect_is_the_end() {
 }
 
 #[test]
+fn the_end_of_time_is_far_enough() {
+    let mut lab = Lab { time: u64::MAX, ..Lab::default() };
+    let (agent, framework) = (lab.agent("cpus:1"), lab.framework());
+    let launch = lab.running(framework, agent, "a", "cpus:1");
+    lab.kill(framework, "a", Some(u64::MAX));
+    assert_eq!(lab.task(launch).kill.map(|k| k.grace_ms), Some(proffer_types::limits::KILL_GRACE_MAX_MS));
+    let call = AdminId { request: RequestId(1), time: ClusterTime(u64::MAX) };
+    lab.run(Command::AdminKill { call, framework, task: task_id("a"), grace_ms: None });
+    lab.lose(agent);
+    lab.disconnect(framework);
+    assert!(lab.fw(framework).is_completed());
+}
+
+#[test]
 fn completion_tells_every_task_to_end_and_acknowledges() {
     let mut lab = Lab::default();
     let (agent, framework) = (lab.agent("cpus:4"), lab.framework());

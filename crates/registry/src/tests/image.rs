@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::Error;
-use proffer_types::image::Segment;
 
 fn busy() -> Lab {
     let mut lab = Lab { time: 1_000, ..Lab::default() };

