@@ -38,6 +38,9 @@ pub struct Config {
     /// How long an offer may stay unanswered, in milliseconds.
     #[arg(long, env = "PROFFER_OFFER_TIMEOUT_MS", default_value_t = proffer_types::limits::OFFER_TIMEOUT_MS)]
     pub offer_timeout_ms: u64,
+    /// How much is logged: error, warn, info, debug, trace, or target=level pairs, separated by commas.
+    #[arg(long, env = "PROFFER_LOG", default_value = "info")]
+    pub log: String,
     /// Log as JSON, one object per line.
     #[arg(long, env = "PROFFER_LOG_JSON")]
     pub log_json: bool,

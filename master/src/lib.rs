@@ -2,5 +2,8 @@
 //! [`mind`], and does what comes back.
 
 pub mod config;
+pub mod daemon;
 pub mod driver;
+pub mod listen;
 pub mod mind;
+pub mod serve;

@@ -11,7 +11,7 @@ use proffer_types::call::{Call, ConnectionId, ReplyId};
 use proffer_types::event::{AgentOrder, FrameworkEvent, Refused, Reply, StreamEnd};
 use proffer_types::{AgentId, Caller, ClusterId, Epoch, LaunchId, MasterId};
 use tokio::sync::oneshot;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::logs::{CHUNKS_QUEUED, TICKET_MS};
 use super::outbox::Outbox;
@@ -63,7 +63,8 @@ pub struct Driver {
     next_read: u64,
     tickets: BTreeMap<[u8; 16], Ticket>,
     epoch: Epoch,
-    cluster: Option<ClusterId>,
+    /// What makes going on impossible.
+    fault: Option<String>,
     stop: bool,
 }
 
@@ -87,7 +88,7 @@ impl Driver {
             next_read: 0,
             tickets: BTreeMap::new(),
             epoch: Epoch::default(),
-            cluster: None,
+            fault: None,
             stop: false,
         };
         (handle, driver)
@@ -102,13 +103,16 @@ impl Driver {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         runtime.block_on(async {
             while !self.stop {
-                self.turn().await?;
+                self.turn().await;
+                if let Some(fault) = self.fault.take() {
+                    anyhow::bail!("{fault}; all files are as they were");
+                }
             }
             Ok(())
         })
     }
 
-    async fn turn(&mut self) -> anyhow::Result<()> {
+    async fn turn(&mut self) {
         let deadline = self.mind.next_deadline().map(|due| self.started + Duration::from_millis(due));
         let idle = Instant::now() + Duration::from_secs(1);
         let wake = tokio::time::Instant::from_std(deadline.map_or(idle, |d| d.min(idle)));
@@ -122,22 +126,21 @@ impl Driver {
         }
         for notice in notices {
             self.on_notice(notice);
-            self.perform()?;
+            self.perform();
         }
         for ask in asks {
             self.on_ask(ask);
-            self.perform()?;
+            self.perform();
         }
         // Notices come first in the select; a flood of them must not keep the asks waiting.
         while let Ok(ask) = self.inbox.asks.try_recv() {
             self.on_ask(ask);
-            self.perform()?;
+            self.perform();
         }
         self.mind.on_time(self.now());
-        self.perform()?;
+        self.perform();
         let now = Instant::now();
         self.tickets.retain(|_, ticket| ticket.expires > now);
-        Ok(())
     }
 
     fn now(&self) -> Now {
@@ -166,9 +169,8 @@ impl Driver {
     fn on_raft(&mut self, event: RaftEvent, now: Now) {
         match event {
             RaftEvent::Formed { cluster_id } => {
-                let cluster = ClusterId(cluster_id);
+                let cluster = ClusterId(cluster_id.0);
                 info!(cluster.id = %cluster, "the cluster is formed");
-                self.cluster = Some(cluster);
                 let masters = self.settings.masters.iter().map(|(id, at)| (MasterId(*id), at.clone())).collect();
                 self.mind.on_formed(cluster, masters, now);
             }
@@ -200,21 +202,25 @@ impl Driver {
             }
             RaftEvent::Restore { index, segments, .. } => self.restore(index, segments),
             RaftEvent::SnapshotWanted { .. } => self.snapshot(),
+            RaftEvent::PeerRefused { peer, reason } => warn!(master.id = peer, reason, "a master is not spoken with"),
+            RaftEvent::Fault { error } => self.fault = Some(error),
         }
     }
 
     fn restore(&mut self, index: u64, segments: proffer_raft::SegmentLoader) {
         let load = || -> anyhow::Result<Registry> {
-            let bytes = segments.load()?;
-            let decoded = bytes.iter().map(|bytes| proffer_wire::log::decode_segment(bytes));
-            Ok(Registry::from_image(decoded.collect::<Result<Vec<_>, _>>()?)?)
+            let mut decoded = Vec::with_capacity(segments.len());
+            for bytes in segments.load() {
+                decoded.push(proffer_wire::log::decode_segment(&bytes?)?);
+            }
+            Ok(Registry::from_image(decoded)?)
         };
         match load() {
             Ok(registry) => {
                 info!(raft.index = index, "state restored from a snapshot");
                 self.mind.on_restore(registry);
             }
-            Err(error) => self.fatal(&format!("snapshot at index {index}: {error:#}")),
+            Err(error) => self.fault = Some(format!("snapshot at index {index}: {error:#}")),
         }
     }
 
@@ -306,7 +312,7 @@ impl Driver {
                     leads: if own { Some(true) } else { peer.filter(|p| p.connected).map(|_| false) },
                     index: match (own, peer) {
                         (true, _) => status.as_ref().map_or(0, |s| s.last_index),
-                        (false, peer) => peer.map_or(0, |p| p.matched),
+                        (false, peer) => peer.and_then(|p| p.matched).unwrap_or(0),
                     },
                 }
             })
@@ -350,7 +356,7 @@ impl Driver {
     }
 
     /// Does what the mind says.
-    fn perform(&mut self) -> anyhow::Result<()> {
+    fn perform(&mut self) {
         let mut proposals: Vec<(u64, bytes::Bytes)> = Vec::new();
         let mut term = 0;
         for output in self.mind.take_outputs() {
@@ -373,21 +379,12 @@ impl Driver {
                         let _ = waiting.reply.send(Err(self.not_leader()));
                     }
                 }
-                Output::Fatal { message } => {
-                    self.fatal(&message);
-                    anyhow::bail!("{message}");
-                }
+                Output::Fatal { message } => self.fault = Some(message),
             }
         }
         if !proposals.is_empty() && let Some(raft) = &self.raft {
             raft.propose(term, proposals);
         }
-        Ok(())
-    }
-
-    fn fatal(&mut self, message: &str) {
-        error!("{message}: stopping, with all files as they are");
-        self.stop = true;
     }
 
     fn effect(&mut self, effect: Effect) {
