@@ -141,6 +141,13 @@ impl Core {
             self.step_raft(message);
             return Ok(());
         }
+        if self.installing.is_some() {
+            // The segments of the one on its way to the disk must stay pinned; the leader will see what this
+            // node has then.
+            let news = FetchNews { index: snapshot.index, failed: true };
+            self.out.messages.push((from, encode_news(news)));
+            return Ok(());
+        }
         if let Some(held) = &mut self.snapshots.held
             && (held.snapshot.term, held.snapshot.index) >= (snapshot.term, snapshot.index)
         {

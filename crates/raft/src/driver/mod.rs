@@ -204,6 +204,9 @@ pub enum Event {
         peer: u64,
         /// Why, and what to do.
         reason: String,
+        /// The peer is formed in another cluster than this node. If that is so of all peers that answer, this
+        /// node has the wrong data directory or the wrong peers.
+        other_cluster: bool,
     },
     /// The node has stopped after a fault of its disk, and nothing more comes: the process should end.
     Fault {
@@ -308,8 +311,15 @@ impl Raft {
     /// # Errors
     /// See [`Error`]; after one, every file is as it was.
     pub fn open(options: Options, on_event: impl Fn(Event) + Send + 'static) -> Result<Handle, Error> {
+        Raft::open_on(Arc::new(FsDisk), options, on_event)
+    }
+
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        on_event: impl Fn(Event) + Send + 'static,
+    ) -> Result<Handle, Error> {
         options.validate()?;
-        let disk: Arc<dyn Disk> = Arc::new(FsDisk);
         let lock = lock_dir(disk.as_ref(), &options)?;
         let mut random = [0; 24];
         getrandom::fill(&mut random)
@@ -512,11 +522,11 @@ impl Shared {
     }
 
     /// Tells of a refusal, once until its reason changes.
-    fn note_refusal(&self, peer: u64, reason: String) {
+    fn note_refusal(&self, peer: u64, reason: String, other_cluster: bool) {
         let stranger = || std::mem::replace(&mut *lock(&self.stranger), reason.clone()) != reason;
         if self.links.get(&peer).map_or_else(stranger, |link| link.is_new_refusal(&reason)) {
             tracing::warn!(peer, reason, "peer refused");
-            self.tell(Input::Refused { peer, reason });
+            self.tell(Input::Refused { peer, reason, other_cluster });
         }
     }
 

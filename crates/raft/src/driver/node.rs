@@ -30,7 +30,7 @@ pub(super) enum Input {
     FetchFailed { snapshot: Snapshot },
     Gone { peer: u64 },
     Formed,
-    Refused { peer: u64, reason: String },
+    Refused { peer: u64, reason: String, other_cluster: bool },
     Fault { error: Error },
     Stop,
 }
@@ -94,7 +94,9 @@ fn wait_until_formed(
             }
             Input::Fault { error } => return Err(error),
             Input::Stop => return Ok(None),
-            Input::Refused { peer, reason } => on_event(Event::PeerRefused { peer, reason }),
+            Input::Refused { peer, reason, other_cluster } => {
+                on_event(Event::PeerRefused { peer, reason, other_cluster });
+            }
             Input::Propose { batch, .. } => {
                 let outcome = Outcome::Refused(Refused::NotLeader);
                 batch.into_iter().for_each(|(tag, _)| on_event(Event::Proposal { tag, outcome }));
@@ -223,7 +225,9 @@ impl<'a> Node<'a> {
                 tracing::info!(peer, "the process of a peer is gone");
                 self.core.peer_process_gone(peer);
             }
-            Input::Refused { peer, reason } => (self.on_event)(Event::PeerRefused { peer, reason }),
+            Input::Refused { peer, reason, other_cluster } => {
+                (self.on_event)(Event::PeerRefused { peer, reason, other_cluster });
+            }
             Input::Fault { error } => return Err(error),
             Input::Formed => {}
             Input::Stop => return Ok(Next::Stop),

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::node::Input;
 use super::wire::{self, Purpose};
 use super::{Error, PeerStatus, Shared, lock, segments};
-use crate::bootstrap::Hello;
+use crate::bootstrap::{Hello, Refusal};
 
 /// Bytes that wait for one peer; beyond them messages are dropped, which raft expects of a network.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
@@ -145,14 +145,16 @@ pub(super) fn connect(shared: &Arc<Shared>, peer: u64, purpose: Purpose) -> io::
     let hello = match wire::read_hello(&mut stream)? {
         Ok(hello) => hello,
         Err(reason) => {
-            shared.note_refusal(peer, format!("master {peer} refuses this one: {reason}"));
+            let dir = shared.options.data_dir.display();
+            let what = format!("master {peer} refuses this one (data directory {dir}): {reason}");
+            shared.note_refusal(peer, what, false);
             return Err(io::Error::other(reason));
         }
     };
     if hello.id != peer {
         let what =
             format!("{} is the address of master {}, not of {peer}: check --peers", link.address, hello.id);
-        shared.note_refusal(peer, what.clone());
+        shared.note_refusal(peer, what.clone(), false);
         return Err(io::Error::other(what));
     }
     learn(shared, &hello)?;
@@ -165,7 +167,13 @@ pub(super) fn connect(shared: &Arc<Shared>, peer: u64, purpose: Purpose) -> io::
 
 fn learn(shared: &Shared, hello: &Hello) -> io::Result<()> {
     shared.learn(hello).map_err(|refusal| {
-        shared.note_refusal(hello.id, refusal.to_string());
+        let dir = shared.options.data_dir.display();
+        let other_cluster = matches!(refusal, Refusal::OtherCluster { .. });
+        shared.note_refusal(
+            hello.id,
+            format!("{refusal} (this master's data directory is {dir})"),
+            other_cluster,
+        );
         io::Error::other(refusal)
     })
 }

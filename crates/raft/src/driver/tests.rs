@@ -9,6 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use proffer_wal::{Fault, SimDisk};
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,9 +37,13 @@ struct Node {
 
 impl Node {
     fn start(listener: TcpListener, options: Options) -> Result<Node, Error> {
+        Node::start_on(Arc::new(FsDisk), listener, options)
+    }
+
+    fn start_on(disk: Arc<dyn Disk>, listener: TcpListener, options: Options) -> Result<Node, Error> {
         let address = listener.local_addr().unwrap();
         let (events, queue) = mpsc::channel();
-        let handle = Raft::open(options, move |event| {
+        let handle = Raft::open_on(disk, options, move |event| {
             let _ = events.send(event);
         })?;
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -363,6 +369,67 @@ fn a_node_alone_keeps_its_log_and_refuses_a_damaged_one() {
     fs::write(&segment, &good).unwrap();
     cluster.start(0);
     cluster.agree(50);
+}
+
+#[test]
+fn a_node_whose_disk_fails_says_so_and_stops_and_the_others_go_on() {
+    let mut cluster = Cluster::new(3);
+    cluster.commit(0..10);
+    let failing = cluster.leader();
+    cluster.kill(failing);
+    // The same master, on a disk that can be broken: it fetches or is sent all it needs.
+    let disk = SimDisk::new();
+    copy_to(&disk, &cluster.options(failing).data_dir);
+    let listener = until("the port is free again", || TcpListener::bind(cluster.addresses[failing]).ok());
+    let node = Node::start_on(Arc::new(disk.clone()), listener, cluster.options(failing)).unwrap();
+    cluster.nodes[failing] = Some(node);
+    cluster.commit(10..20);
+    cluster.agree(20);
+    disk.fail("sync", 0, Fault::Eio);
+    cluster.commit(20..30);
+    let fault = until("the fault", || cluster.node(failing).seen().fault);
+    assert!(fault.contains("sync") && fault.contains("node-"), "{fault}");
+    cluster.kill(failing);
+    cluster.commit(30..40);
+    cluster.agree(40);
+}
+
+fn copy_to(disk: &SimDisk, dir: &Path) {
+    for (path, content) in files(dir) {
+        disk.create_dir_all(path.parent().unwrap()).unwrap();
+        disk.create(&path).unwrap().write_at(0, &content).unwrap();
+        disk.sync_dir(path.parent().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_data_directory_of_another_cluster_is_refused_by_name() {
+    let mut cluster = Cluster::new(3);
+    cluster.commit(0..10);
+    let stray = (cluster.leader() + 1) % 3;
+    let other = Cluster::new(3);
+    other.commit(0..1);
+    let theirs = other.options(stray).data_dir;
+    let ours = cluster.options(stray).data_dir;
+    cluster.kill(stray);
+    fs::remove_dir_all(&ours).unwrap();
+    copy_dir(&theirs, &ours);
+    drop(other);
+    cluster.start(stray);
+    let said = until("a refusal that names the directory", || {
+        let said = cluster.node(stray).seen().refused;
+        said.into_iter().find(|reason| reason.contains(ours.to_str().unwrap()))
+    });
+    assert!(said.contains("belongs to cluster"), "{said}");
+    cluster.commit(10..20);
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    for (path, content) in files(from) {
+        let path = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
 }
 
 #[test]
