@@ -64,6 +64,10 @@ pub struct Flags {
     /// A TOML file with these settings [default: /etc/proffer/agent.toml if there is one]
     #[arg(long, env = "PROFFER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// End every task and supervisor that an agent on these directories has left, remove its cgroups and its runtime
+    /// directory, and exit. The agent must not run. Its next start reports the tasks as failed
+    #[arg(long)]
+    pub clean_up: bool,
 }
 
 /// How tasks are to be separated from the host.

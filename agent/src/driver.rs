@@ -161,8 +161,7 @@ impl Driver {
 
     fn look_at_the_clock(&mut self) {
         let now_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.core.on_time(now_ms, u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
+        self.core.on_time(now_ms, wall_ms());
     }
 
     fn on_session(&mut self, event: session::Event) {
@@ -251,6 +250,12 @@ impl Driver {
             launches: launches.collect(),
         }
     }
+}
+
+/// The wall clock, for display (milliseconds since 1970).
+pub(crate) fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A random number for a new installation.

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use proffer_containerizer::{Event, Isolation, Options};
+use proffer_containerizer::{Cause, End, Event, InstanceId, Isolation, KillSent, Options, remove_all};
 use proffer_telemetry::Level;
-use proffer_types::AgentInfo;
+use proffer_types::{AgentInfo, LaunchId};
 use proffer_wal::FsDisk;
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::{Config, Containerizer, Flags};
-use crate::core::{self, Core};
+use crate::core::{self, Core, Effect, Phase, Record};
 use crate::detect::{self, Totals};
-use crate::driver::{Driver, Handle, fresh_instance};
+use crate::driver::{Driver, Handle, fresh_instance, wall_ms};
 use crate::recover::Store;
 use crate::serve;
 
@@ -24,6 +24,8 @@ use crate::serve;
 const EXECUTOR: &str = "proffer-executor";
 /// A supervisor that has nothing to do ends after this.
 const SUPERVISOR_IDLE: Duration = Duration::from_secs(60);
+/// How long the end of what an agent has left may take.
+const CLEAN_UP: Duration = Duration::from_secs(30);
 /// What tasks must not see, where it exists, besides the agent's own directories.
 const COVERS: &[&str] = &["/etc/proffer", "/var/lib/proffer"];
 
@@ -61,15 +63,68 @@ pub async fn run(flags: Flags, config: Config) -> Result<()> {
     Ok(())
 }
 
+/// Ends everything that an agent with these settings has left, and writes down that it has ended, so that the next
+/// start tells the masters and starts nothing of it again.
+///
+/// # Errors
+/// If an agent runs, or something cannot be ended.
+pub fn clean_up(config: &Config) -> Result<()> {
+    let boot_id = detect::boot_id()?;
+    let (mut store, found) = Store::open(Arc::new(FsDisk), &config.work_dir, boot_id)?;
+    remove_all(&options(config)?, CLEAN_UP)?;
+    let Some(identity) = found.identity else { return Ok(()) };
+    let core_config = core::Config { info: AgentInfo::default(), boot_id };
+    let mut core = Core::recover(core_config, Some(identity), found.records, fresh_instance());
+    let begun: Vec<LaunchId> =
+        core.held().filter(|h| h.phase == Phase::Recovering).map(|h| h.launch).collect();
+    for launch in begun {
+        let end = End {
+            cause: Cause::SupervisorLost,
+            exit_code: None,
+            signal: None,
+            oom: None,
+            oom_kills: 0,
+            memory_peak_bytes: None,
+            kill_sent: KillSent::None,
+            started_unix_ms: 0,
+            finished_unix_ms: wall_ms(),
+        };
+        core.on_container_event(Event::Ended { launch, end });
+    }
+    // Everything else is for a containerizer or for a master.
+    for effect in core.take_effects(&mut |_| InstanceId(0)) {
+        match effect {
+            Effect::Checkpoint(Record::Assigned { .. }) => {}
+            Effect::Checkpoint(record) => store.append(&[record])?,
+            Effect::PersistIdentity(identity) => store.write_identity(&identity)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn open_containerizer(
     config: &Config,
     events: mpsc::UnboundedSender<Event>,
 ) -> Result<Box<dyn proffer_containerizer::Containerizer>> {
+    // The driver is gone only when the process ends.
+    let opened = proffer_containerizer::open(options(config)?, move |event| drop(events.send(event)));
+    match opened {
+        Ok(containerizer) => Ok(Box::new(containerizer)),
+        Err(error) if config.containerizer == Containerizer::Auto => Err(error).context(
+            "this node cannot separate tasks from each other and from itself; to run them as plain processes all the \
+             same, without limits, say `--containerizer process`",
+        ),
+        Err(error) => Err(error).context("open the containerizer"),
+    }
+}
+
+fn options(config: &Config) -> Result<Options> {
     let isolation = match config.containerizer {
         Containerizer::Auto | Containerizer::Linux => Isolation::Linux,
         Containerizer::Process => Isolation::Process,
     };
-    let options = Options {
+    Ok(Options {
         isolation,
         agent_instance: instance_name(&config.work_dir)?,
         cgroup_root: config.cgroup_root.clone(),
@@ -79,17 +134,7 @@ fn open_containerizer(
         covers: COVERS.iter().map(PathBuf::from).filter(|dir| dir.is_dir()).collect(),
         allow_root: config.allow_root,
         supervisor_idle: SUPERVISOR_IDLE,
-    };
-    // The driver is gone only when the process ends.
-    let opened = proffer_containerizer::open(options, move |event| drop(events.send(event)));
-    match opened {
-        Ok(containerizer) => Ok(Box::new(containerizer)),
-        Err(error) if config.containerizer == Containerizer::Auto => Err(error).context(
-            "this node cannot separate tasks from each other and from itself; to run them as plain processes all the \
-             same, without limits, say `--containerizer process`",
-        ),
-        Err(error) => Err(error).context("open the containerizer"),
-    }
+    })
 }
 
 /// Names this agent among those of the machine by its work directory: the same after a restart, and after the

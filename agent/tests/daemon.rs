@@ -4,7 +4,6 @@ mod master;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -26,9 +25,10 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(dir: &Path, master: &str, executor: &Path) -> Self {
+    fn start(dir: &Path, master: &str, executor: &Path, containerizer: &str) -> Self {
         let listen = free_port();
-        let child = command(dir, master, &listen, executor).stderr(Stdio::null()).spawn().unwrap();
+        let mut command = command(dir, master, &listen, executor);
+        let child = command.args(["--containerizer", containerizer]).stderr(Stdio::null()).spawn().unwrap();
         let daemon = Self { child, listen };
         until("diagnostics are served", || daemon.get("/healthz").is_some());
         daemon
@@ -60,7 +60,7 @@ impl Drop for Daemon {
 fn command(dir: &Path, master: &str, listen: &str, executor: &Path) -> Command {
     let mut command = Command::new(AGENT);
     command.env_clear();
-    command.args(["--masters", master, "--listen", listen, "--containerizer", "process"]);
+    command.args(["--masters", master, "--listen", listen]);
     command.arg("--work-dir").arg(dir.join("work")).arg("--runtime-dir").arg(dir.join("run"));
     command.arg("--executor").arg(executor);
     command.args(["--resources", "cpus:1;mem:64MiB"]);
@@ -122,7 +122,7 @@ fn refuses_a_busy_port_and_a_missing_executor() {
 #[test]
 fn one_agent_per_work_directory_and_sigterm_ends_it_well() {
     let dir = tempfile::tempdir().unwrap();
-    let mut daemon = Daemon::start(dir.path(), "127.0.0.1:1", &no_executor());
+    let mut daemon = Daemon::start(dir.path(), "127.0.0.1:1", &no_executor(), "process");
     let state = daemon.get("/state").unwrap();
     assert!(state.contains("\"isolation\":\"process\"") && state.contains("\"launches\":[]"), "{state}");
     let (second, stderr) = output(command(dir.path(), "127.0.0.1:1", &free_port(), &no_executor()));
@@ -162,41 +162,46 @@ async fn status(master: &mut Master) -> (u64, Status) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn real_tasks_outlive_the_daemon_and_their_true_end_is_told() {
+async fn real_processes_outlive_the_daemon_and_their_true_end_is_told() {
+    real_tasks_outlive_the_daemon("process").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_containers_outlive_the_daemon_and_their_true_end_is_told() {
+    match proffer_containerizer::linux_unavailable(None) {
+        None => real_tasks_outlive_the_daemon("linux").await,
+        Some(why) => eprintln!("SKIPPED: {why}"),
+    }
+}
+
+async fn real_tasks_outlive_the_daemon(isolation: &str) {
     let executor = Path::new(AGENT).with_file_name("proffer-executor");
     if !executor.is_file() {
         eprintln!("SKIPPED: {} is not built", executor.display());
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let _cleared = Cleared(dir.path());
-    let (go, output) = (dir.path().join("go"), dir.path().join("out/starts"));
-    // Tasks are nobody's, and write here.
-    std::fs::create_dir(dir.path().join("out")).unwrap();
-    std::fs::set_permissions(dir.path().join("out"), PermissionsExt::from_mode(0o777)).unwrap();
+    let _cleared = Cleared { dir: dir.path(), executor: &executor, isolation };
+    let sandbox = dir.path().join("work/sandboxes/0000000000000064");
     let mut master = Master::start().await;
-    let daemon = Daemon::start(dir.path(), &master.address, &executor);
+    let daemon = Daemon::start(dir.path(), &master.address, &executor, isolation);
     master.hello().await;
     master.send(5, vec![master.welcome(0), master.welcome(0)]).await;
     master.hello().await;
-    let waits = format!(
-        "echo $PROFFER_TASK_ID >> {out}; until [ -e {go} ]; do :; done; exit 7",
-        out = output.display(),
-        go = go.display()
-    );
-    master.send(5, vec![launch(1, 100, &waits), launch(2, 101, "echo hello; sleep 1000")]).await;
+    let waits = "echo $PROFFER_TASK_ID >> starts; until [ -e go ]; do sleep 0.01; done; exit 7";
+    master.send(5, vec![launch(1, 100, waits), launch(2, 101, "echo hello; sleep 1000")]).await;
     let mut running = [status(&mut master).await, status(&mut master).await];
     running.sort_by_key(|(launch, _)| *launch);
     for (n, (launch, status)) in running.iter().enumerate() {
         assert_eq!((*launch, status.state), (100 + n as u64, TaskState::Running), "{status:?}");
-        assert_eq!(status.isolation.as_deref(), Some("process"));
+        assert_eq!(status.isolation.as_deref(), Some(isolation));
     }
 
     // Killed, and the task ends while nobody is there.
     daemon.signal(Signal::SIGKILL);
     drop(daemon);
-    std::fs::write(&go, "").unwrap();
-    let daemon = Daemon::start(dir.path(), &master.address, &executor);
+    std::fs::write(sandbox.join("go"), "").unwrap();
+    let daemon = Daemon::start(dir.path(), &master.address, &executor, isolation);
     let hello = master.hello().await;
     assert_eq!(hello.last_seq, 2);
     master.send(5, vec![master.welcome(2)]).await;
@@ -207,7 +212,7 @@ async fn real_tasks_outlive_the_daemon_and_their_true_end_is_told() {
         }
     };
     assert_eq!((ended.state, ended.reason, ended.exit_code), (TaskState::Failed, Reason::ExitCode, Some(7)));
-    assert_eq!(std::fs::read_to_string(&output).unwrap(), "task\n");
+    assert_eq!(std::fs::read_to_string(sandbox.join("starts")).unwrap(), "task\n");
 
     // The other one still runs, and can be read and killed.
     let open = AgentOrder::OpenData {
@@ -248,22 +253,55 @@ async fn real_tasks_outlive_the_daemon_and_their_true_end_is_told() {
     until("everything is forgotten", || daemon.get("/state").is_some_and(|s| s.contains("\"launches\":[]")));
 }
 
-/// Ends the supervisors that a test's agents have started, by what those wrote down in the runtime directory. Their
-/// containers end with them.
-struct Cleared<'a>(&'a Path);
+/// Ends what a test's agents have left.
+struct Cleared<'a> {
+    dir: &'a Path,
+    executor: &'a Path,
+    isolation: &'a str,
+}
 
 impl Drop for Cleared<'_> {
     fn drop(&mut self) {
-        let instances = std::fs::read_dir(self.0.join("run/supervisors")).into_iter().flatten().flatten();
-        for instance in instances {
-            let file = instance.path().join("supervisor.json");
-            let pid = std::fs::read_to_string(file).ok().and_then(|text| {
-                let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-                i32::try_from(json.get("pid")?.as_i64()?).ok()
-            });
-            if let Some(pid) = pid {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
+        let mut command = command(self.dir, "127.0.0.1:1", "127.0.0.1:1", self.executor);
+        command.args(["--containerizer", self.isolation, "--clean-up"]);
+        let (output, stderr) = output(command);
+        if !std::thread::panicking() {
+            assert!(output.status.success(), "{stderr}");
+            assert!(!self.dir.join("run").exists());
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_cleaned_up_is_told_and_not_started_again() {
+    let executor = Path::new(AGENT).with_file_name("proffer-executor");
+    if !executor.is_file() {
+        eprintln!("SKIPPED: {} is not built", executor.display());
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cleared = || Cleared { dir: dir.path(), executor: &executor, isolation: "process" };
+    let mut master = Master::start().await;
+    let daemon = Daemon::start(dir.path(), &master.address, &executor, "process");
+    master.hello().await;
+    master.send(5, vec![master.welcome(0), master.welcome(0)]).await;
+    master.hello().await;
+    master.send(5, vec![launch(1, 100, "sleep 1000")]).await;
+    assert_eq!(status(&mut master).await.1.state, TaskState::Running);
+
+    let mut refused = command(dir.path(), "127.0.0.1:1", "127.0.0.1:1", &executor);
+    refused.args(["--containerizer", "process", "--clean-up"]);
+    let (refused, stderr) = output(refused);
+    assert!(!refused.status.success() && stderr.contains("another agent runs"), "{stderr}");
+    drop(daemon);
+    drop(cleared());
+
+    let _cleared = cleared();
+    let _daemon = Daemon::start(dir.path(), &master.address, &executor, "process");
+    let hello = master.hello().await;
+    assert_eq!(hello.last_seq, 1);
+    master.send(5, vec![master.welcome(1)]).await;
+    assert_eq!(status(&mut master).await.1.state, TaskState::Running);
+    let (_, ended) = status(&mut master).await;
+    assert_eq!((ended.state, ended.reason), (TaskState::Failed, Reason::SupervisorLost));
 }
