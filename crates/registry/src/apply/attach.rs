@@ -93,7 +93,7 @@ fn resolve(state: &Registry, attach: &Attach, rebooted: bool, returned: bool) ->
         if let Some(fate) = fate(task, seen, status, attach.last_seq, returned) {
             resolution.fates.push((launch, fate));
         }
-        let task_seq = status.map_or(agent_task_seq(task), |status| status.task_seq);
+        let task_seq = status.map_or_else(|| agent_task_seq(task), |status| status.task_seq);
         if seen && task_seq > 0 {
             resolution.confirm.push((launch, task_seq));
         }
