@@ -14,8 +14,8 @@ pub(crate) const MESSAGE_BYTES: usize = 64 << 10;
 pub(crate) const ITEMS_MAX: usize = 256;
 /// How long a reader that was cut, or whose stream has ended, may take to hear of it.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often a reader that does not read is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often a reader that does not read is looked at within that time.
+const LOOKS: u32 = 5;
 
 /// Nobody reads any more.
 pub(crate) struct Gone;
@@ -25,13 +25,14 @@ pub(crate) struct Gone;
 pub(crate) struct Outlet<T> {
     to_client: mpsc::Sender<Result<T, Status>>,
     hang_up: Arc<Notify>,
+    grace: Duration,
 }
 
 impl<T> Outlet<T> {
     /// A stream and its writing end. `hang_up` ends its connection.
     pub(crate) fn new(hang_up: Arc<Notify>) -> (Self, mpsc::Receiver<Result<T, Status>>) {
         let (to_client, stream) = mpsc::channel(1);
-        (Self { to_client, hang_up }, stream)
+        (Self { to_client, hang_up, grace: GRACE }, stream)
     }
 
     /// Waits until the client is gone.
@@ -43,7 +44,7 @@ impl<T> Outlet<T> {
     /// [`GRACE`] to begin reading again; then its whole connection ends, because nothing less reaches it.
     pub(crate) async fn send(&self, message: T, is_cut: impl Fn() -> bool) -> Result<(), Gone> {
         let mut cut_at = None;
-        let mut look = Instant::now() + LOOK;
+        let mut look = Instant::now() + self.grace / LOOKS;
         loop {
             tokio::select! {
                 room = self.to_client.reserve() => {
@@ -51,8 +52,8 @@ impl<T> Outlet<T> {
                     return Ok(());
                 }
                 () = sleep_until(look) => {
-                    look += LOOK;
-                    if is_cut() && *cut_at.get_or_insert(look) + GRACE <= look {
+                    look += self.grace / LOOKS;
+                    if is_cut() && *cut_at.get_or_insert(look) + self.grace <= look {
                         self.hang_up.notify_one();
                         return Err(Gone);
                     }
@@ -72,7 +73,7 @@ impl<T> Outlet<T> {
             // The status has left when the transport has taken it.
             self.to_client.reserve().await.map(drop).map_err(|_| mpsc::error::SendError(Err(Status::ok(""))))
         };
-        if tokio::time::timeout(GRACE, sent).await.is_err() {
+        if tokio::time::timeout(self.grace, sent).await.is_err() {
             self.hang_up.notify_one();
         }
     }
@@ -126,27 +127,43 @@ mod tests {
         assert_eq!(sizes, [3, 1, 1, 1]);
     }
 
-    #[tokio::test(start_paused = true)]
+    const SHORT: Duration = Duration::from_millis(100);
+
+    fn impatient(hang_up: Arc<Notify>) -> (Outlet<u32>, mpsc::Receiver<Result<u32, Status>>) {
+        let (outlet, stream) = Outlet::new(hang_up);
+        (Outlet { grace: SHORT, ..outlet }, stream)
+    }
+
+    #[tokio::test]
     async fn a_reader_that_was_cut_and_does_not_read_loses_its_connection() {
         let hang_up = Arc::new(Notify::new());
-        let (outlet, mut stream) = Outlet::new(hang_up.clone());
+        let (outlet, mut stream) = impatient(hang_up.clone());
         assert!(outlet.send(1, || true).await.is_ok());
         let began = Instant::now();
         assert!(outlet.send(2, || true).await.is_err());
-        assert!(began.elapsed() >= GRACE && began.elapsed() < 2 * GRACE);
+        assert!(began.elapsed() >= SHORT);
         hang_up.notified().await;
         assert!(matches!(stream.recv().await, Some(Ok(1))));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_reader_that_is_only_slow_keeps_it() {
-        let (outlet, mut stream) = Outlet::new(Arc::new(Notify::new()));
+        let (outlet, mut stream) = impatient(Arc::new(Notify::new()));
         assert!(outlet.send(1, || false).await.is_ok());
         let slow = tokio::spawn(async move {
-            tokio::time::sleep(10 * GRACE).await;
+            tokio::time::sleep(5 * SHORT).await;
             [stream.recv().await, stream.recv().await].map(|message| message.and_then(Result::ok))
         });
         assert!(outlet.send(2, || false).await.is_ok());
         assert_eq!(slow.await.expect("the reader"), [Some(1), Some(2)]);
+    }
+
+    #[tokio::test]
+    async fn an_end_that_nobody_takes_ends_the_connection() {
+        let hang_up = Arc::new(Notify::new());
+        let (outlet, _stream) = impatient(hang_up.clone());
+        assert!(outlet.send(1, || false).await.is_ok());
+        outlet.end(None, Status::aborted("x")).await;
+        hang_up.notified().await;
     }
 }
