@@ -1,0 +1,106 @@
+//! What every file keeps to.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::workspace;
+
+/// A file longer than this hides something.
+const LINES_MAX: usize = 850;
+/// What is never in the repository. Written in two halves, so that this file keeps to it.
+const NEVER: [(&str, &str, &str); 7] = [
+    ("/work/", "main", "a directory of one machine"),
+    ("/work/", "shared", "a directory of one machine"),
+    ("/root", "/.", "a directory of one user"),
+    ("FIX", "ME", "fix it, or say in the changelog what is known"),
+    ("coming ", "soon", "what is not there is not mentioned"),
+    ("<<<<", "<<<", "an unresolved merge"),
+    (">>>>", ">>>", "an unresolved merge"),
+];
+/// The one place where dependencies come from.
+const INDEX: &str = "registry+https://github.com/rust-lang/crates.io-index";
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/ledger.md"];
+
+/// Length, spaces, and words that must not be there.
+pub(super) fn check() -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for file in workspace::tracked()? {
+        let Ok(text) = std::fs::read_to_string(workspace::root().join(&file)) else { continue };
+        let name = file.display();
+        if file.file_name().is_some_and(|name| name == "Cargo.lock") {
+            let sources = text.lines().filter_map(|line| line.strip_prefix("source = "));
+            let strange = sources.filter(|source| source.trim_matches('"') != INDEX);
+            problems.extend(strange.map(|source| format!("{name}: a dependency from {source}")));
+            continue;
+        }
+        if text.lines().count() > LINES_MAX && file.extension().is_some_and(|kind| kind == "rs") {
+            problems.push(format!("{name}: more than {LINES_MAX} lines"));
+        }
+        for (first, second, why) in NEVER {
+            let word = format!("{first}{second}");
+            if let Some(line) = text.lines().position(|line| line.contains(&word)) {
+                problems.push(format!("{name}:{}: `{word}`: {why}", line + 1));
+            }
+        }
+        let patch = file.extension().is_some_and(|kind| kind == "patch");
+        if let Some(line) = text.lines().position(|line| line.ends_with([' ', '\t']) && !patch) {
+            problems.push(format!("{name}:{}: a space at the end", line + 1));
+        }
+    }
+    Ok(problems)
+}
+
+/// Every path in backticks in a document leads somewhere.
+pub(super) fn check_documents() -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for document in DOCUMENTS {
+        let path = workspace::root().join(document);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {document}"))?;
+        for path in paths(&text) {
+            if !workspace::root().join(path).exists() {
+                problems.push(format!("{document}: there is no {path}"));
+            }
+        }
+    }
+    Ok(problems)
+}
+
+/// The paths that a document names: in backticks, or as a link; below a directory of the repository.
+fn paths(text: &str) -> Vec<&str> {
+    const TOPS: [&str; 9] =
+        ["proto", "crates", "master", "agent", "executor", "tests", "deploy", "docs", ".ci"];
+    let quoted = text.split('`').skip(1).step_by(2);
+    let linked = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(path, _)| path);
+    let mut paths: Vec<&str> = Vec::new();
+    for word in quoted.chain(linked) {
+        let top = word.split_once('/').map(|(top, _)| top);
+        let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+        let root_file = !word.contains('/') && word.ends_with(".md");
+        if plain && (top.is_some_and(|top| TOPS.contains(&top)) || root_file) {
+            paths.push(word);
+        }
+    }
+    paths
+}
+
+/// The changelog's first section says something.
+pub(super) fn check_changelog() -> Result<Vec<String>> {
+    let text =
+        std::fs::read_to_string(workspace::root().join(Path::new("CHANGELOG.md"))).context("CHANGELOG.md")?;
+    let section = text.split("\n## ").nth(1).unwrap_or_default();
+    let says_something = section.lines().any(|line| line.starts_with("- "));
+    Ok(if says_something { Vec::new() } else { vec!["CHANGELOG.md: nothing under the first heading".into()] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_told_from_other_words() {
+        let text = "See `crates/wal/src/log.rs`, [how](docs/ledger.md), `a/b`, `proffer run`, [x](https://x.y/z), `agent/src/core/{a,b}.rs`.";
+        assert_eq!(paths(text), ["crates/wal/src/log.rs", "docs/ledger.md"]);
+    }
+}
