@@ -63,6 +63,8 @@ pub struct Driver {
     next_read: u64,
     tickets: BTreeMap<[u8; 16], Ticket>,
     epoch: Epoch,
+    /// Peers that are formed in another cluster.
+    strangers: BTreeSet<u64>,
     /// What makes going on impossible.
     fault: Option<String>,
     stop: bool,
@@ -88,6 +90,7 @@ impl Driver {
             next_read: 0,
             tickets: BTreeMap::new(),
             epoch: Epoch::default(),
+            strangers: BTreeSet::new(),
             fault: None,
             stop: false,
         };
@@ -202,8 +205,25 @@ impl Driver {
             }
             RaftEvent::Restore { index, segments, .. } => self.restore(index, segments),
             RaftEvent::SnapshotWanted { .. } => self.snapshot(),
-            RaftEvent::PeerRefused { peer, reason } => warn!(master.id = peer, reason, "a master is not spoken with"),
+            RaftEvent::PeerRefused { peer, reason, other_cluster } => self.peer_refused(peer, &reason, other_cluster),
             RaftEvent::Fault { error } => self.fault = Some(error),
+        }
+    }
+
+    /// One stranger among the peers is a mistake there; if all are strangers the mistake is here.
+    fn peer_refused(&mut self, peer: u64, reason: &str, other_cluster: bool) {
+        warn!(master.id = peer, reason, "a master is not spoken with");
+        if !other_cluster {
+            self.strangers.remove(&peer);
+            return;
+        }
+        self.strangers.insert(peer);
+        let peers = self.settings.masters.iter().filter(|(id, _)| *id != self.settings.id).count();
+        if self.strangers.len() == peers {
+            self.fault = Some(format!(
+                "every other master belongs to another cluster than this one's data directory ({reason}): check \
+                 --data-dir and --peers"
+            ));
         }
     }
 
