@@ -63,7 +63,9 @@ impl Broker {
                             Rejection::WrongInstance => {
                                 self.attach_refused(connection, AgentRefusal::WrongInstance)
                             }
-                            _ => self.attach_refused(connection, AgentRefusal::UnknownAgent),
+                            Rejection::UnknownAgent => self.attach_refused(connection, AgentRefusal::UnknownAgent),
+                            // Something came in between: the agent says hello again on a new connection.
+                            _ => self.send_away(registry, connection),
                         }
                     }
                 }
@@ -81,12 +83,7 @@ impl Broker {
         let Some(waiting) = self.take_waiting(tag) else { return };
         match waiting.then {
             Then::Accept { offers, .. } => self.give_back(offers.into_iter().flatten()),
-            Then::Agent { connection } => {
-                // The agent says hello again on a new connection.
-                self.drop_agent_connection(registry, connection);
-                let end = proffer_types::event::StreamEnd::Resync;
-                self.effects.push(crate::Effect::Close { connection, end });
-            }
+            Then::Agent { connection } => self.send_away(registry, connection),
             Then::Answer | Then::Call { .. } | Then::Subscribe { .. } => {}
         }
         for reply in waiting.replies {
