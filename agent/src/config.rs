@@ -151,6 +151,8 @@ impl Config {
                 toml::Table::new()
             }
         };
+        // Keys are the flags' names, with `-` or with `_`.
+        let file = file.into_iter().map(|(key, value)| (key.replace('_', "-"), value)).collect();
         let mut reader = Reader { flags: flags.list(), file, path, problems };
         let config = Self::read(&mut reader);
         let mut problems = reader.finish();
@@ -374,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_flag_is_stronger_than_the_file_and_the_file_than_the_default() {
-        let file = "masters = [\"a:1\", \"b:2\"]\nwork-dir = \"/w\"\nallow-root = true\nlog-json = true\n";
+        let file = "masters = [\"a:1\", \"b:2\"]\nwork-dir = \"/w\"\nallow_root = true\nlog-json = true\n";
         let config = resolve(&["--work-dir", "/x"], file).unwrap();
         assert_eq!(config.masters, ["a:1", "b:2"]);
         assert_eq!(config.work_dir, Path::new("/x"));
@@ -386,12 +388,12 @@ mod tests {
 
     #[test]
     fn all_problems_are_told_at_once() {
-        let file = "work_dir = \"/w\"\nlisten = 5051\nruntime-dir = \"run\"\ncolour = \"red\"\n";
+        let file = "work_dirs = \"/w\"\nlisten = 5051\nruntime-dir = \"run\"\ncolour = \"red\"\n";
         let list =
             ["--masters", "a", "--resources", "cpus:x", "--containerizer", "docker", "--log", "proffer=loud"];
         let problems = resolve(&list, file).unwrap_err().to_string();
         let parts = [
-            "`work_dir` is not a setting",
+            "`work-dirs` is not a setting",
             "`colour` is not a setting",
             "listen: 5051 has the wrong type",
             "runtime-dir: `run`",

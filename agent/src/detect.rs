@@ -86,12 +86,15 @@ impl Totals {
     pub fn offered(self) -> Result<Resources, Error> {
         let reserve = RESERVE_MEMORY_BYTES.max(self.memory_bytes / 10);
         let cpus_milli = self.cpus_milli.saturating_sub(RESERVE_CPUS_MILLI);
-        let memory_bytes = self.memory_bytes.saturating_sub(reserve);
+        // Whole MiB, for people.
+        let memory_bytes = self.memory_bytes.saturating_sub(reserve) & !((1 << 20) - 1);
         if cpus_milli == 0 || memory_bytes == 0 {
             return Err(Error::TooSmall { cpus_milli: self.cpus_milli, memory_bytes: self.memory_bytes });
         }
         let ports = Ranges::new("ports", [PORTS]).expect("one range that does not end before it begins");
-        Ok(Quantities::scalars(cpus_milli, memory_bytes, self.disk_bytes, 0).with_ports(ports).into())
+        Ok(Quantities::scalars(cpus_milli, memory_bytes, self.disk_bytes & !((1 << 20) - 1), 0)
+            .with_ports(ports)
+            .into())
     }
 }
 
@@ -146,7 +149,7 @@ mod tests {
     #[test]
     fn the_reserve_is_the_greater_of_a_tenth_and_half_a_gib() {
         let offered = |gib: u64| {
-            let totals = Totals { cpus_milli: 4_000, memory_bytes: gib << 30, disk_bytes: 1 << 40 };
+            let totals = Totals { cpus_milli: 4_000, memory_bytes: gib << 30, disk_bytes: (1 << 40) + 5 };
             totals.offered().unwrap().to_string()
         };
         assert_eq!(offered(1), "cpus:3.9;mem:512MiB;disk:1TiB;ports:[31000-32000]");

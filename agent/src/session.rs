@@ -11,7 +11,7 @@ use proffer_wire::agent::v1 as pb;
 use proffer_wire::agent::v1::agent_service_client::AgentServiceClient;
 use proffer_wire::from_proto;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -30,6 +30,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const HOPS_MAX: u32 = 3;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A leader that is not found is complained about this often.
+const COMPLAIN: Duration = Duration::from_secs(60);
 /// Messages that wait for the stream. The driver never waits: a stream that takes no more is given up, and what was
 /// not sent is sent again on the next.
 const OUTBOUND_MESSAGES: usize = 1_024;
@@ -67,6 +69,8 @@ pub(crate) struct Worker {
     backoff: Duration,
     /// Over how long the next attempt is spread, so that not all agents come to a new leader at once.
     spread_ms: u64,
+    /// When it was last said that there is no leader.
+    complained: Option<Instant>,
     events: mpsc::Sender<Event>,
     wanted: watch::Receiver<bool>,
 }
@@ -90,7 +94,16 @@ impl Worker {
         events: mpsc::Sender<Event>,
         wanted: watch::Receiver<bool>,
     ) -> Self {
-        Self { masters, next: 0, streams: 0, backoff: BACKOFF_MIN, spread_ms: 0, events, wanted }
+        Self {
+            masters,
+            next: 0,
+            streams: 0,
+            backoff: BACKOFF_MIN,
+            spread_ms: 0,
+            complained: None,
+            events,
+            wanted,
+        }
     }
 
     /// Runs until the driver is gone.
@@ -119,12 +132,17 @@ impl Worker {
                     Outcome::Redirect(_) | Outcome::Nowhere => break,
                     Outcome::Served => {
                         self.backoff = BACKOFF_MIN;
+                        self.complained = None;
                         return Some(());
                     }
                     Outcome::DriverGone => return None,
                 }
             }
             self.next = (self.next + 1) % self.masters.len();
+        }
+        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN) {
+            self.complained = Some(Instant::now());
+            tracing::warn!(masters = self.masters.join(","), "no leader is found; going on seeking");
         }
         // Full jitter: agents that lost the same leader do not come back in step.
         pause(self.backoff.as_millis() as u64).await;
