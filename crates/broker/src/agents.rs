@@ -300,6 +300,12 @@ impl Broker {
         }
     }
 
+    /// Ends an agent's connection; it comes back on a new one.
+    pub(crate) fn send_away(&mut self, registry: &Registry, connection: ConnectionId) {
+        self.drop_agent_connection(registry, connection);
+        self.effects.push(Effect::Close { connection, end: StreamEnd::Resync });
+    }
+
     pub(crate) fn agent_lost(
         &mut self,
         agent: AgentId,

@@ -63,7 +63,9 @@ impl Broker {
                             Rejection::WrongInstance => {
                                 self.attach_refused(connection, AgentRefusal::WrongInstance)
                             }
-                            Rejection::UnknownAgent => self.attach_refused(connection, AgentRefusal::UnknownAgent),
+                            Rejection::UnknownAgent => {
+                                self.attach_refused(connection, AgentRefusal::UnknownAgent)
+                            }
                             // Something came in between: the agent says hello again on a new connection.
                             _ => self.send_away(registry, connection),
                         }
