@@ -212,7 +212,7 @@ pub struct EventStream {
 
 impl EventStream {
     /// The next event. Asking for it says that the one before is dealt with: its status is acknowledged then, so an
-    /// author who dies while he deals with it is told again.
+    /// author who dies while he deals with it is told again. May be dropped before it is done (as in `select!`).
     pub async fn next(&mut self) -> Result<Event, Ended> {
         self.settle().await;
         if let Some(ended) = &self.ended {
@@ -234,14 +234,17 @@ impl EventStream {
         &self.tasks
     }
 
+    /// Acknowledges what was given last. Nothing is lost if the caller stops waiting in between.
     async fn settle(&mut self) {
-        let Some((ack, ended_task)) = self.waiting.take() else { return };
-        if let Some(task) = ended_task {
-            self.tasks.remove(&task);
-        }
-        if let Some(ack) = ack {
+        let Some((ack, _)) = &self.waiting else { return };
+        if let Some(ack) = *ack {
             // If the driver is gone there is nobody left who could acknowledge.
-            let _ = self.commands.send(Command::Handed(ack)).await;
+            if let Ok(permit) = self.commands.reserve().await {
+                permit.send(Command::Handed(ack));
+            }
+        }
+        if let Some((_, Some(ended_task))) = self.waiting.take() {
+            self.tasks.remove(&ended_task);
         }
     }
 
