@@ -266,3 +266,77 @@ fn a_supervisor_that_does_not_start_fails_the_launch() {
     }
     bench.close();
 }
+
+#[test]
+fn many_at_once_each_start_once() {
+    let Some(mut bench) = bench() else { return };
+    const COUNT: i32 = 200;
+    let begun = Instant::now();
+    let script: &'static str = "echo x; exit 3";
+    let specs: Vec<_> = (0..COUNT).map(|_| bench.launch(&Program::Script(script))).collect();
+    for spec in &specs {
+        assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+        assert_eq!(bench.end(spec.launch).exit_code, Some(3));
+    }
+    eprintln!("{COUNT} launches in {:?}", begun.elapsed());
+    for spec in &specs {
+        bench.agent().forget(spec.launch);
+    }
+    for spec in &specs {
+        assert_eq!(bench.of(spec.launch), Event::Gone { launch: spec.launch });
+        let logs = bench.agent().logs(spec.launch);
+        let chunk = logs.read(proffer_containerizer::Stream::Stdout, 0, 10).expect("readable");
+        assert_eq!((chunk.bytes.as_slice(), chunk.ended), (b"x\n".as_slice(), true), "{:?}", spec.launch);
+    }
+    assert_eq!(bench.groups(), ["", "supervisors"]);
+    bench.close();
+}
+
+#[test]
+fn restarts_in_the_middle_lose_and_repeat_nothing() {
+    let Some(mut bench) = bench() else { return };
+    const COUNT: usize = 60;
+    // Each start leaves a line; what was already there tells of a second one.
+    let script = "echo start >>$PROFFER_SANDBOX/starts; sleep 0.3; exit 3";
+    let mut open: std::collections::BTreeMap<_, _> =
+        (0..COUNT).map(|_| bench.launch(&Program::Script(script))).map(|spec| (spec.launch, spec)).collect();
+    let all: Vec<_> = open.keys().copied().collect();
+    let mut restarts = 0;
+    while !open.is_empty() {
+        if restarts < 20 {
+            restarts += 1;
+            let known: Vec<_> = open.values().map(|spec| Bench::known(spec, false)).collect();
+            bench.restart(&known);
+        }
+        // A few events between two restarts.
+        for _ in 0..5 {
+            if open.is_empty() {
+                break;
+            }
+            match bench.event("a launch goes on") {
+                Event::Ended { launch, end } => {
+                    assert_eq!((end.cause, end.exit_code), (Cause::Exited, Some(3)));
+                    assert!(open.remove(&launch).is_some(), "{launch:?} ended twice");
+                    bench.agent().forget(launch);
+                }
+                Event::NotStarted { launch } => {
+                    let instance = bench.agent().assign(crate::bench::FRAMEWORK);
+                    let spec = open.get_mut(&launch).expect("open");
+                    spec.instance = instance;
+                    bench.agent().launch(spec.clone());
+                }
+                // Forgotten before the restart, and not yet removed: nobody has it on record any more.
+                Event::Started { .. }
+                | Event::Recovered
+                | Event::Gone { .. }
+                | Event::OrphanRemoved { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    for launch in all {
+        let starts = std::fs::read_to_string(bench.sandbox(launch).join("starts")).expect("it started");
+        assert_eq!(starts, "start\n", "{launch:?}");
+    }
+    until("everything is removed", || bench.groups() == ["", "supervisors"]);
+}
