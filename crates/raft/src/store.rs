@@ -166,6 +166,7 @@ impl Store {
                 "the log begins at entry {first}, and there is no snapshot before it"
             )));
         }
+        snapshots.clean_up()?;
         let store = Store { log, snapshots, dir: dir.to_owned(), records };
         Ok((store, recovered))
     }
@@ -307,5 +308,162 @@ impl Batch {
         let payload = record::encode_installed(&installed);
         // Counted with the entries, so that it stays as long as a later record needs it as the base.
         self.records.push(Pending { kind: INSTALLED, payload, last_index: Some(snapshot.index) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use proffer_wal::{Error, SimDisk};
+
+    const DIR: &str = "/node";
+
+    struct Files {
+        disk: SimDisk,
+        store: Store,
+        number: u64,
+    }
+
+    fn open(disk: &SimDisk) -> Result<(Store, Recovered), Error> {
+        let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        Store::open(&disk, Path::new(DIR), StoreOptions { segment_bytes: 2048 })
+    }
+
+    fn files() -> Files {
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new(DIR)).unwrap();
+        let (store, recovered) = open(&disk).unwrap();
+        assert_eq!(recovered, Recovered::default());
+        Files { disk, store, number: 0 }
+    }
+
+    fn hard_state(term: u64, commit: u64) -> HardState {
+        HardState { term, vote: 2, commit }
+    }
+
+    fn entries(indexes: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
+        indexes.map(|index| Entry { index, term, data: Bytes::from(vec![index as u8; 100]) }).collect()
+    }
+
+    impl Files {
+        fn write(&mut self, ops: Vec<WriteOp>) -> Result<(), Error> {
+            let writes = ops.into_iter().map(|op| {
+                self.number += 1;
+                Write { number: self.number, op }
+            });
+            let writes: Vec<Write> = writes.collect();
+            let done = self.store.write(&writes)?;
+            assert_eq!(done, Some(self.number));
+            Ok(())
+        }
+
+        fn append(&mut self, previous_term: u64, entries: Vec<Entry>, hard_state: HardState) {
+            self.write(vec![WriteOp::Append { hard_state, install: None, previous_term, entries }]).unwrap();
+        }
+
+        fn snapshot(&self, index: u64, term: u64) -> Snapshot {
+            let segments = vec![self.store.snapshots().put(&index.to_le_bytes()).unwrap()];
+            Snapshot { index, term, voters: vec![1, 2, 3], segments }
+        }
+
+        fn reopen(&mut self) -> Recovered {
+            self.disk.kill();
+            let (store, recovered) = open(&self.disk).unwrap();
+            self.store = store;
+            recovered
+        }
+    }
+
+    #[test]
+    fn later_entries_replace_earlier_ones_and_a_batch_is_one_sync() {
+        let mut files = files();
+        files.append(0, entries(1..=9, 1), hard_state(1, 3));
+        files.append(1, entries(5..=6, 2), hard_state(2, 4));
+        let recovered = files.reopen();
+        let expected: Vec<Entry> = entries(1..=4, 1).into_iter().chain(entries(5..=6, 2)).collect();
+        assert_eq!(recovered.entries, expected);
+        assert_eq!(recovered.hard_state, hard_state(2, 4));
+        let syncs = files.disk.syncs();
+        let append = |index| WriteOp::Append {
+            hard_state: hard_state(2, 4),
+            install: None,
+            previous_term: 2,
+            entries: entries(index..=index, 2),
+        };
+        files.write((7..=8).map(append).collect()).unwrap();
+        assert_eq!(files.disk.syncs() - syncs, 1);
+    }
+
+    #[test]
+    fn compaction_keeps_the_tail_and_the_hard_state() {
+        for (index, tail) in [(100, 40), (100, 0)] {
+            let mut files = files();
+            for at in (1..=100).step_by(4) {
+                files.append(u64::from(at > 1), entries(at..=at + 3, 1), hard_state(1, at));
+            }
+            let snapshot = files.snapshot(index, 1);
+            let before = files.disk.files().len();
+            let cut = WriteOp::Compact { index: index - tail, hard_state: hard_state(7, 100) };
+            files.write(vec![WriteOp::Publish(snapshot.clone()), cut]).unwrap();
+            assert!(files.disk.files().len() < before, "segments went");
+            let recovered = files.reopen();
+            assert_eq!(recovered.hard_state, hard_state(7, 100));
+            assert_eq!(recovered.snapshot, Some(snapshot));
+            assert!(recovered.base_index <= index - tail && recovered.base_index + 60 > index - tail);
+            assert_eq!(recovered.last_index(), 100);
+        }
+    }
+
+    /// The manifest and the record that empties the log are two writes; a crash may fall between them.
+    #[test]
+    fn an_installed_snapshot_replaces_the_log_wherever_a_crash_falls() {
+        let (mut old, mut new) = (0, 0);
+        for seed in 0..400 {
+            let mut files = files();
+            files.append(0, entries(1..=9, 1), hard_state(1, 5));
+            let snapshot = files.snapshot(50, 3);
+            files.disk.stop_after(seed % 12);
+            let done = files.write(vec![WriteOp::Append {
+                hard_state: hard_state(3, 50),
+                install: Some(snapshot.clone()),
+                previous_term: 3,
+                entries: entries(51..=52, 3),
+            }]);
+            files.disk.crash(seed);
+            let (_, recovered) = open(&files.disk).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            match recovered.snapshot.clone() {
+                Some(found) => {
+                    assert_eq!((found, recovered.base_index, recovered.base_term), (snapshot, 50, 3));
+                    assert!(recovered.hard_state.term == 3 && recovered.hard_state.commit == 50);
+                    assert!(done.is_err() || recovered.last_index() == 52);
+                    new += 1;
+                }
+                None => {
+                    assert!(done.is_err(), "seed {seed}: an acknowledged snapshot is lost");
+                    assert_eq!(recovered.entries, entries(1..=9, 1));
+                    old += 1;
+                }
+            }
+        }
+        assert!(old > 50 && new > 50, "{old} {new}");
+    }
+
+    #[test]
+    fn a_log_without_its_beginning_is_refused() {
+        let mut files = files();
+        for at in (1..=100).step_by(4) {
+            files.append(u64::from(at > 1), entries(at..=at + 3, 1), hard_state(1, at));
+        }
+        let snapshot = files.snapshot(60, 1);
+        let cut = WriteOp::Compact { index: 50, hard_state: hard_state(1, 97) };
+        files.write(vec![WriteOp::Publish(snapshot), cut]).unwrap();
+        files.disk.kill();
+        let manifest = Path::new(DIR).join("snapshot/manifest");
+        files.disk.remove(&manifest).unwrap();
+        let before = files.disk.files();
+        let refused = open(&files.disk).map(|_| ()).unwrap_err();
+        assert!(matches!(&refused, Error::Corrupt { what, .. } if what.contains("no snapshot")), "{refused}");
+        assert_eq!(before, files.disk.files());
     }
 }

@@ -105,8 +105,8 @@ const MANIFEST_MAGIC: [u8; 4] = *b"PSNP";
 const MANIFEST_VERSION: u16 = 1;
 
 impl SnapshotStore {
-    /// Opens the store in `dir` (made if missing), verifies every byte of the current snapshot and removes
-    /// what belongs to no snapshot.
+    /// Opens the store in `dir` (made if missing) and verifies every byte of the current snapshot. Removes
+    /// nothing: see [`SnapshotStore::clean_up`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<(SnapshotStore, Option<Manifest>), Error> {
         let store = SnapshotStore { disk, dir: dir.to_owned(), pins: Arc::default() };
         let current = store.current()?;
@@ -118,8 +118,14 @@ impl SnapshotStore {
         store.disk.create_dir_all(dir).map_err(Error::io("create directory", dir))?;
         // A process that was killed may have left the manifest's new name in the page cache only.
         store.disk.sync_dir(dir).map_err(Error::io("sync directory", dir))?;
-        store.collect(current.as_ref())?;
         Ok((store, current))
+    }
+
+    /// Removes what neither the current snapshot nor a pin names: for the start, once everything else that
+    /// lies beside the snapshot was found good.
+    pub fn clean_up(&self) -> Result<(), Error> {
+        let current = self.current()?;
+        self.collect(current.as_ref())
     }
 
     /// The manifest of the current snapshot.
@@ -331,6 +337,10 @@ mod tests {
         assert!(!store.has(&first.segments[0]));
         let (store, current) = open(&disk).unwrap();
         assert_eq!(current.as_ref(), Some(&second));
+        store.put(b"of no snapshot").unwrap();
+        let (store, _) = open(&disk).unwrap();
+        store.clean_up().unwrap();
+        assert_eq!(disk.list(Path::new(DIR)).unwrap().len(), 3);
         assert_eq!(store.read(&second.segments[1]).unwrap(), b"shared"[..]);
     }
 
