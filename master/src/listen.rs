@@ -19,7 +19,7 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::serve::Server;
@@ -43,6 +43,8 @@ const SEND_BUFFER_BYTES: usize = 64 << 10;
 const PER_ADDRESS_MAX: usize = 1_024;
 /// Descriptors that the log, the peers and the process need for themselves.
 const OWN_DESCRIPTORS: usize = 128;
+/// A master that has no descriptors left says so this often.
+const WARNING_PAUSE: Duration = Duration::from_secs(10);
 /// How long what is open may take to end once the master stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -55,6 +57,7 @@ pub async fn listen(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut reserve = std::fs::File::open("/dev/null").ok();
+    let mut last_warning = None;
     let to_raft: Arc<dyn Fn(std::net::TcpStream) + Send + Sync> = Arc::new(to_raft);
     let crowd = Arc::new(Crowd::new(descriptors_max().saturating_sub(OWN_DESCRIPTORS).max(16)));
     loop {
@@ -79,7 +82,10 @@ pub async fn listen(
                     let _ = stream.set_zero_linger();
                 }
                 reserve = std::fs::File::open("/dev/null").ok();
-                warn!("no descriptors left: a connection was closed; raise the limit of open files");
+                if last_warning.is_none_or(|at: Instant| at.elapsed() > WARNING_PAUSE) {
+                    warn!("no descriptors left, connections are closed: raise the limit of open files");
+                    last_warning = Some(Instant::now());
+                }
                 sleep(Duration::from_millis(5)).await;
             }
             Err(error)
@@ -283,5 +289,31 @@ impl AsyncWrite for Counted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_so_many_places_and_the_port_has_so_many() {
+        let crowd = Arc::new(Crowd::new(PER_ADDRESS_MAX + 10));
+        let address = |n: u8| IpAddr::from([10, 0, 0, n]);
+        let mut places: Vec<_> =
+            (0..PER_ADDRESS_MAX).map(|_| crowd.enter(address(1)).expect("a place")).collect();
+        assert!(crowd.enter(address(1)).is_none());
+        places.extend((0..10).map(|_| crowd.enter(address(2)).expect("a place")));
+        assert!(crowd.enter(address(3)).is_none());
+        places.remove(0);
+        assert!(crowd.enter(address(1)).is_some());
+        drop(places);
+        assert_eq!(crowd.total.load(Ordering::Relaxed), 0);
+        assert!(crowd.by_address.lock().expect("whole").is_empty());
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_known() {
+        assert!(descriptors_max() >= 16);
     }
 }

@@ -9,6 +9,7 @@ mod rpc;
 mod scheduler;
 #[cfg(test)]
 mod tests;
+mod until;
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::{HeaderMap, Request, StatusCode, header};
 use hyper::body::Incoming;
 use proffer_types::event::Refused;
@@ -26,6 +27,7 @@ use proffer_wire::agent::v1::agent_service_server::AgentServiceServer;
 use proffer_wire::scheduler::v1::scheduler_service_server::SchedulerServiceServer;
 use proffer_wire::status;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -34,6 +36,7 @@ use tower::ServiceExt;
 use crate::driver::Handle;
 use body::{Budget, Limited};
 pub use rpc::{Class, Rpc};
+use until::Until;
 
 /// Reads that may be under way. A read of a long list takes some milliseconds of a core.
 const READS_MAX: usize = 256;
@@ -154,20 +157,22 @@ impl Server {
         let mut request = request.map(|body| Body::new(Limited::new(body, rpc, budget)));
         request.extensions_mut().insert(connection);
         let answer = self.routes.oneshot(request);
-        let Ok(response) = match deadline {
-            None => answer.await,
-            Some(deadline) => match tokio::time::timeout(deadline, answer).await {
-                Ok(answer) => answer,
-                Err(_) => return Err(late(rpc, deadline)),
-            },
-        };
-        Ok(response.into_response())
+        let Some(patience) = deadline else { return answer.await.map_err(|never| match never {}) };
+        let deadline = Instant::now() + patience;
+        match tokio::time::timeout_at(deadline, answer).await {
+            Err(_) => Err(late(rpc, patience)),
+            Ok(Ok(response)) if rpc.gives_stream() => {
+                Ok(response.map(|body| Body::new(Until::new(body, deadline, late(rpc, patience)))))
+            }
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(never)) => match never {},
+        }
     }
 }
 
 /// A call whose caller's deadline has passed. What was proposed goes on, and its answer is kept by its seq.
-fn late(rpc: Rpc, deadline: Duration) -> Status {
-    let text = format!("{}: no answer within {} ms", rpc.path(), deadline.as_millis());
+fn late(rpc: Rpc, patience: Duration) -> Status {
+    let text = format!("{}: the caller's {} ms are over", rpc.path(), patience.as_millis());
     if rpc.mutates() {
         return status::status(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", text, &[]);
     }

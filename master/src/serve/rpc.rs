@@ -185,6 +185,11 @@ impl Rpc {
         matches!(self, Self::Session | Self::Data | Self::Reflection | Self::ReflectionAlpha)
     }
 
+    /// Whether it answers with a stream.
+    pub fn gives_stream(self) -> bool {
+        self.takes_stream() || matches!(self, Self::Subscribe | Self::ReadLogs | Self::HealthWatch)
+    }
+
     /// Whether it may have taken effect although its caller's deadline has passed.
     pub fn mutates(self) -> bool {
         matches!(self.class(), Class::Write)

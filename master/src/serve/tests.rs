@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use proffer_registry::Registry;
 use proffer_types::call::Call;
-use proffer_types::event::{AgentOrder, AgentReport, FrameworkEvent, Hello, Refused, Reply, StreamEnd};
+use proffer_types::event::{
+    AgentOrder, AgentReport, FrameworkEvent, Hello, Refused, Reply, StreamEnd, Update,
+};
 use proffer_types::{
-    AgentId, AgentInfo, BootId, ClusterTime, Epoch, FrameworkId, FrameworkInfo, RequestId, Role, SessionId,
+    AgentId, AgentInfo, BootId, ClusterTime, Epoch, FrameworkId, FrameworkInfo, LaunchId, RequestId, Role,
+    SessionId, TaskId,
 };
 use proffer_wire::admin::v1 as admin;
 use proffer_wire::admin::v1::admin_service_client::AdminServiceClient;
@@ -265,6 +268,77 @@ async fn a_framework_is_told_what_is() {
     assert_eq!(Problem::from_status(&status), Problem::SessionFenced);
     let gone = tokio::time::timeout(Duration::from_secs(5), port.inbox.notices.recv()).await;
     assert!(matches!(gone, Ok(Some(Notice::FrameworkGone { .. }))));
+}
+
+/// Subscribes and leaves the driver's side of the stream to the test.
+async fn subscribe(
+    port: &mut Port,
+    timeout: Option<Duration>,
+) -> (tonic::Streaming<pb::Events>, impl Fn(FrameworkItem) + use<>) {
+    let mut client = SchedulerServiceClient::new(port.dial().await);
+    let info = FrameworkInfo { roles: vec![Role::star()], ..FrameworkInfo::default() };
+    let mut request = tonic::Request::new(to_proto::subscribe(&info, None, None, RequestId(5), &[]));
+    if let Some(timeout) = timeout {
+        request.set_timeout(timeout);
+    }
+    let subscribed = tokio::spawn(async move { client.subscribe(request).await });
+    let Some(Notice::Framework { outbox, .. }) = port.inbox.notices.recv().await else { panic!("no stream") };
+    let Ask::Call { reply: Some(reply), .. } = port.ask().await else { panic!("a subscribe was expected") };
+    assert!(reply.send(Ok(Reply::Done { index: 1 })).is_ok());
+    (subscribed.await.expect("no panic").expect("a stream").into_inner(), move |item| outbox.push(item))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stream_ends_at_its_deadline() {
+    let mut port = Port::open().await;
+    let (mut stream, _tell) = subscribe(&mut port, Some(Duration::from_millis(300))).await;
+    let status = stream.message().await.expect_err("the end");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    let gone = tokio::time::timeout(Duration::from_secs(5), port.inbox.notices.recv()).await;
+    assert!(matches!(gone, Ok(Some(Notice::FrameworkGone { .. }))));
+}
+
+/// A client that stops reading is cut once its queue is full; as nothing reaches it, its connection ends. Others live.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_reader_that_stops_is_cut() {
+    let mut port = Port::open().await;
+    let (mut other, tell_other) = subscribe(&mut port, None).await;
+    let (mut stream, tell) = subscribe(&mut port, None).await;
+    let mut status = proffer_types::Status::new(
+        proffer_types::TaskState::Running,
+        proffer_types::Reason::None,
+        proffer_types::Source::Agent,
+    );
+    status.message = "x".repeat(1_000);
+    let update = Update {
+        launch: Some(LaunchId(1)),
+        task_id: TaskId::new("t").expect("a name"),
+        agent: AgentId(1),
+        status: Some(status),
+        acknowledge: true,
+    };
+    let push = || tell(FrameworkItem::Event(FrameworkEvent::Update(update.clone())));
+    // More than the client's window and the queue hold together.
+    (0..40_000).for_each(|_| push());
+    let gone = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            push();
+            tokio::select! {
+                gone = port.inbox.notices.recv() => return gone,
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        }
+    });
+    assert!(matches!(gone.await, Ok(Some(Notice::FrameworkGone { .. }))));
+    let end = loop {
+        match stream.message().await {
+            Ok(Some(_)) => {}
+            end => break end,
+        }
+    };
+    assert!(end.is_err(), "{end:?}");
+    tell_other(FrameworkItem::Event(FrameworkEvent::Rescind(Vec::new())));
+    assert!(other.message().await.expect("events").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
