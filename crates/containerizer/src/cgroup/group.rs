@@ -234,6 +234,7 @@ mod tests {
                 return None;
             }
         };
+        eprintln!("RAN: cgroup v{}", if layout.is_v2() { 2 } else { 1 });
         let tree = Tree::create(layout, &format!("test-{name}-{}", std::process::id()));
         Some(TestTree(tree.expect("a cgroup tree")))
     }

@@ -83,7 +83,12 @@ impl Bench {
             allow_root: false,
             supervisor_idle: Duration::from_secs(60),
         };
-        Some(Self::new(Kind::Real { options: Box::new(options), dir, life: None }))
+        let bench = Self::new(Kind::Real { options: Box::new(options), dir, life: None });
+        if isolation == Isolation::Linux {
+            let v2 = Path::new("/sys/fs/cgroup/proffer").exists();
+            eprintln!("RAN: cgroup v{}", if v2 { 2 } else { 1 });
+        }
+        Some(bench)
     }
 
     fn new(kind: Kind) -> Self {

@@ -268,6 +268,27 @@ fn a_supervisor_that_does_not_start_fails_the_launch() {
 }
 
 #[test]
+fn a_supervisor_that_does_not_answer_saves_no_container() {
+    let Some(mut bench) = bench() else { return };
+    let [spec, other] = [Program::Gate(0), Program::Gate(0)].map(|program| bench.run(&program));
+    let supervisor = nix::unistd::Pid::from_raw(bench.supervisor_pid(spec.instance));
+    nix::sys::signal::kill(supervisor, nix::sys::signal::SIGSTOP).expect("stopped");
+    bench.agent().kill(spec.launch, 0);
+    until("its processes are gone", || bench.processes(spec.launch).is_empty());
+    let end = bench.end(spec.launch);
+    assert_eq!((end.signal, end.kill_sent, end.oom), (Some(9), KillSent::Kill, None));
+    bench.forget(spec.launch);
+    nix::sys::signal::kill(supervisor, nix::sys::signal::SIGCONT).expect("continued");
+    // It says late what is known already, and goes on with the rest.
+    bench.let_go(other.launch);
+    assert_eq!(bench.end(other.launch).exit_code, Some(0));
+    bench.forget(other.launch);
+    let records = bench.runtime().join("supervisors").join(spec.instance.to_string()).join("exit");
+    until("it has forgotten both", || std::fs::read_dir(&records).is_ok_and(|entries| entries.count() == 0));
+    bench.close();
+}
+
+#[test]
 fn many_at_once_each_start_once() {
     let Some(mut bench) = bench() else { return };
     const COUNT: i32 = 200;

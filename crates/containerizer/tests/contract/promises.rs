@@ -6,15 +6,17 @@ use proffer_types::{LaunchId, Reason};
 use crate::bench::{Bench, FRAMEWORK, Program};
 
 macro_rules! of_each {
-    ($($promise:ident)*) => {
+    ($($promise:ident)*; of_real: $($real:ident)*) => {
         mod fake {
             $(#[test] fn $promise() { super::$promise(super::Bench::fake()); })*
         }
         mod process {
             $(#[test] fn $promise() { super::run(super::Isolation::Process, super::$promise); })*
+            $(#[test] fn $real() { super::run(super::Isolation::Process, super::$real); })*
         }
         mod linux {
             $(#[test] fn $promise() { super::run(super::Isolation::Linux, super::$promise); })*
+            $(#[test] fn $real() { super::run(super::Isolation::Linux, super::$real); })*
         }
     };
 }
@@ -29,7 +31,8 @@ of_each! {
     a_restart_keeps_tasks_and_true_ends
     a_lost_supervisor_is_an_end_for_its_tasks
     a_dead_instance_begins_nothing
-    orphans_are_ended
+    orphans_are_ended;
+    of_real:
     logs_are_read_by_offset
 }
 
@@ -225,9 +228,6 @@ fn orphans_are_ended(mut bench: Bench) {
 }
 
 fn logs_are_read_by_offset(mut bench: Bench) {
-    if bench.is_fake() {
-        return;
-    }
     use proffer_containerizer::Stream;
     let spec = bench
         .run(&Program::Script("echo out; echo err >&2; until test -e go; do sleep 0.01; done; echo end"));
