@@ -238,8 +238,9 @@ impl Store {
             self.records.pop_front();
         }
         // The record just written, with the hard state, at least.
-        let keep = self.records.front().map_or(self.log.next_seq() - 1, |(_, seq)| *seq);
-        self.log.truncate_front(keep.min(self.log.next_seq() - 1))
+        let newest = self.log.next_seq() - 1;
+        let keep = self.records.front().map_or(newest, |(_, seq)| *seq);
+        self.log.truncate_front(keep.min(newest))
     }
 
     /// The node's directory.

@@ -560,7 +560,7 @@ impl Core {
     fn may_campaign(&self) -> bool {
         let half = self.config.election_ticks as u64 / 2;
         let hangs = self.pending.front().is_some_and(|oldest| self.ticks - oldest.tick > half);
-        self.installing.is_none() && !hangs && !(self.is_alone() && !self.pending.is_empty())
+        self.installing.is_none() && !hangs && (!self.is_alone() || self.pending.is_empty())
     }
 
     /// Takes Readys until there is none. Between a `ready()` and its `advance_append_async` nothing may be

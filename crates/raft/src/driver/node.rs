@@ -183,7 +183,8 @@ impl<'a> Node<'a> {
     /// Waits for something, takes all that has come, and then ticks at most once.
     fn pass(&mut self, inputs: &Receiver<Input>) -> Result<Next, Error> {
         let deadline = self.core.next_deadline_ms().map(|ms| self.start + Duration::from_millis(ms));
-        let wake = deadline.map_or(self.pace.next(), |deadline| deadline.min(self.pace.next()));
+        let tick = self.pace.next();
+        let wake = deadline.map_or(tick, |deadline| deadline.min(tick));
         let first = inputs.recv_timeout(wake.saturating_duration_since(Instant::now()));
         self.core.advance_clock(self.start.elapsed().as_millis() as u64);
         match first {
