@@ -225,6 +225,18 @@ fn a_lost_agent_leaves_the_shares_and_keeps_its_uses() {
     assert_eq!(share(&engine), 750_000, "3 cpus used and 3 offered, of 8");
 }
 
+/// Ties go by grants; that an agent was away is not one.
+#[test]
+fn an_agent_that_returns_counts_as_no_grant() {
+    let mut engine = cluster(2, "cpus:4;mem:4GiB", &["a", "b"]);
+    engine.tell(0, Event::Used(grant(0, "a", 0, "cpus:4;mem:4GiB")));
+    engine.tell(0, Event::Used(grant(1, "b", 1, "cpus:4;mem:4GiB")));
+    engine.tell(0, Event::AgentLost { agent: agent(0) });
+    engine.tell(0, Event::AgentResumed { agent: agent(0) });
+    engine.tell(0, Event::AgentAdded { agent: agent(2), total: r("cpus:4;mem:4GiB") });
+    assert_eq!(to(&engine.round(0)), [0], "equal shares, equal counts: the name decides");
+}
+
 #[test]
 fn paused_agents_are_not_offered() {
     let mut engine = cluster(1, "cpus:4;mem:4GiB", &["a"]);
