@@ -61,8 +61,10 @@ pub(crate) struct Checker {
     launched: BTreeSet<LaunchId>,
     /// Launches that an author was told are accepted.
     told_launched: BTreeSet<LaunchId>,
-    /// The terminal state that authors were told.
-    told_terminal: BTreeMap<LaunchId, TaskState>,
+    /// The terminal status that authors were told, and its position.
+    told_terminal: BTreeMap<LaunchId, (TaskState, (u32, u32))>,
+    /// The newest status that one life of one framework was told by an update.
+    told: BTreeMap<(usize, u64, LaunchId), (u32, u32)>,
     /// How often the program of each launch was started.
     starts: BTreeMap<LaunchId, u32>,
     /// Exit codes of programs that ended by themselves; `None` if they were ended.
@@ -106,17 +108,23 @@ impl Checker {
         }
     }
 
-    /// An author is told of a task.
-    pub(crate) fn on_told(&mut self, view: &TaskView, update: bool) {
+    /// A life of a framework is told of a task. A later life may hear again what an earlier one did not acknowledge.
+    pub(crate) fn on_told(&mut self, framework: usize, life: u64, view: &TaskView, update: bool) {
         self.counts.updates += u64::from(update);
-        let state = view.status.state;
-        if let Some(before) = self.told_terminal.get(&view.launch) {
-            assert_eq!(*before, state, "{:?} was told to be {before}, and now {state}", view.launch);
+        let (state, position) = (view.status.state, view.status.position());
+        if update {
+            let before = self.told.insert((framework, life, view.launch), position);
+            let grows = before.is_none_or(|before| before < position);
+            assert!(grows, "{:?} was told at {before:?}, then at {position:?}", view.launch);
+        }
+        if let Some((end, at)) = self.told_terminal.get(&view.launch) {
+            let consistent = if position == *at { state == *end } else { position < *at && !state.is_terminal() };
+            assert!(consistent, "{:?} was told to be {end} at {at:?}, and now {state} at {position:?}", view.launch);
         }
         if !state.is_terminal() {
             return;
         }
-        self.told_terminal.insert(view.launch, state);
+        self.told_terminal.insert(view.launch, (state, position));
         if update {
             self.updated.insert(view.launch);
         }

@@ -325,17 +325,18 @@ impl World {
 
     fn deliver(&mut self, n: usize, event: Event) {
         let node = &mut self.frameworks[n];
+        let life = node.life;
         let Some(live) = &mut node.live else { return };
         match event {
             Event::Subscribed { framework, .. } => node.id = Some(framework),
             Event::Synced { changed, .. } => {
                 for view in changed {
-                    self.checker.on_told(&view, false);
+                    self.checker.on_told(n, life, &view, false);
                 }
             }
             Event::Offers(offers) => live.offers.extend(offers),
             Event::Rescinded(ids) => live.offers.retain(|offer| !ids.contains(&offer.id)),
-            Event::Update(view) => self.checker.on_told(&view, true),
+            Event::Update(view) => self.checker.on_told(n, life, &view, true),
             Event::Reconciled { .. } | Event::AgentLost { .. } => {}
             Event::Disconnected => live.offers.clear(),
         }
