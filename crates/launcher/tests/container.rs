@@ -18,7 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        eprintln!("skipped: needs root");
+        eprintln!("SKIPPED: needs root");
     }
     root
 }
@@ -443,7 +443,7 @@ fn the_payload_starts_in_its_v1_groups() {
     }
     let groups = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/cpuacct"].map(Group::new);
     let [Some(pids), Some(cpuacct)] = &groups else {
-        eprintln!("skipped: needs cgroup v1");
+        eprintln!("SKIPPED: needs cgroup v1");
         return;
     };
     fs::write(pids.0.join("pids.max"), "4").expect("limit");
@@ -469,7 +469,7 @@ fn the_clone_enters_its_v2_group() {
         .filter(|parent| Path::new(parent).join("cgroup.controllers").exists())
         .find_map(Group::new);
     let Some(group) = group else {
-        eprintln!("skipped: needs cgroup v2");
+        eprintln!("SKIPPED: needs cgroup v2");
         return;
     };
     let dir = fs::File::open(&group.0).expect("directory");
