@@ -205,7 +205,7 @@ mod tests {
         fs::create_dir(sandbox.join("proffer-moved-1")).unwrap();
         // Deeper than a path may be long.
         let mut dir = open_dir(nix::fcntl::AT_FDCWD, &sandbox).unwrap();
-        for _ in 0..3000 {
+        for _ in 0..2100 {
             nix::sys::stat::mkdirat(&dir, "d", Mode::S_IRWXU).unwrap();
             dir = open_dir(dir.as_fd(), "d").unwrap();
         }

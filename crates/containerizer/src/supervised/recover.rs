@@ -1,6 +1,8 @@
 //! Finding again what an earlier life of the agent left.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Instant;
 
 use proffer_types::LaunchId;
@@ -38,7 +40,10 @@ impl Engine {
                 Some((identity, process)) => {
                     alive.insert(instance);
                     pids.insert(identity.pid);
-                    self.shared.current().entry(identity.framework).or_insert(instance);
+                    // After an upgrade the old program keeps what it has, and new launches go to the new one.
+                    if runs_program(identity.pid, &self.options.executor) {
+                        self.shared.current().entry(identity.framework).or_insert(instance);
+                    }
                     Supervisor { launches, ..Supervisor::living(instance, identity.framework, process) }
                 }
                 None => {
@@ -147,6 +152,13 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether a process runs the very file that `program` is now.
+fn runs_program(pid: i32, program: &Path) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let now = file(program);
+    now.is_some() && now == file(Path::new(&format!("/proc/{pid}/exe")))
 }
 
 /// Whether a process is one of `ancestors` or a descendant of one: their log pumps are.

@@ -245,6 +245,30 @@ fn an_idle_supervisor_ends() {
 }
 
 #[test]
+fn after_an_upgrade_new_launches_go_to_the_new_program() {
+    let Some(mut bench) = bench() else { return };
+    let old = bench.run(&Program::Gate(1));
+    let new = bench.runtime().join("executor");
+    std::fs::copy(&bench.options().executor, &new).expect("copied");
+    bench.options().executor = new.clone();
+    bench.options().supervisor_idle = Duration::from_millis(50);
+    bench.restart(&[Bench::known(&old, false)]);
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    assert!(matches!(bench.of(old.launch), Event::Started { .. }));
+    let next = bench.run(&Program::Gate(2));
+    assert_ne!(next.instance, old.instance);
+    for (spec, code) in [(&old, 1), (&next, 2)] {
+        bench.let_go(spec.launch);
+        assert_eq!(bench.end(spec.launch).exit_code, Some(code));
+        bench.forget(spec.launch);
+    }
+    let supervisors = bench.runtime().join("supervisors");
+    until("both have drained", || std::fs::read_dir(&supervisors).expect("there").count() == 0);
+    std::fs::remove_file(new).expect("removed");
+    bench.close();
+}
+
+#[test]
 fn a_supervisor_that_does_not_start_fails_the_launch() {
     let Some(mut bench) = bench() else { return };
     bench.options().executor = "/bin/false".into();
