@@ -227,6 +227,65 @@ async fn a_deadline_is_honoured() {
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 
+/// A body that says it has `length` bytes, sends some mebibytes of them and then waits.
+struct Stalling {
+    length: u32,
+    mebibytes: u32,
+    begun: bool,
+}
+
+impl hyper::body::Body for Stalling {
+    type Data = bytes::Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, Self::Error>>> {
+        use hyper::body::Frame;
+        use std::task::Poll::{Pending, Ready};
+        if !std::mem::replace(&mut self.begun, true) {
+            let head = [&[0][..], &self.length.to_be_bytes()].concat();
+            return Ready(Some(Ok(Frame::data(head.into()))));
+        }
+        if self.mebibytes == 0 {
+            return Pending;
+        }
+        self.mebibytes -= 1;
+        Ready(Some(Ok(Frame::data(vec![0; 1 << 20].into()))))
+    }
+}
+
+/// Large messages that never end do not pile up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_held_of_incomplete_messages_is_bounded() {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let port = Port::open().await;
+    let stream = tokio::net::TcpStream::connect(port.address).await.expect("a connection");
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake");
+    tokio::spawn(connection);
+    let (answers, mut answered) = mpsc::channel(8);
+    for _ in 0..4 {
+        let (mut sender, answers) = (sender.clone(), answers.clone());
+        let request = http::Request::post(format!("http://{}{}", port.address, Rpc::Accept.path()))
+            .header("content-type", "application/grpc")
+            .body(Stalling { length: 15 << 20, mebibytes: 14, begun: false })
+            .expect("a request");
+        tokio::spawn(async move {
+            let answer = sender.send_request(request).await.expect("an answer");
+            let _ = answers.send(Status::from_header_map(answer.headers()).expect("a status")).await;
+        });
+    }
+    // 56 MiB would be held; 32 MiB of one connection may be: two of the four are refused at once.
+    for _ in 0..2 {
+        let answer = tokio::time::timeout(Duration::from_secs(8), answered.recv()).await;
+        let status = answer.expect("in time").expect("an answer");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(matches!(Problem::from_status(&status), Problem::Busy { retry_ms: 1.., .. }));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_framework_is_told_what_is() {
     let mut port = Port::open().await;
