@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     for program in in_order(&built) {
         run_program(program, &mut report)?;
     }
-    run_docs(args, &mut report)?;
+    run_docs(args, &built, &mut report)?;
     if args.package.is_empty() {
         run_sim(args.seeds, &built, &mut report)?;
         if args.planted {
@@ -99,18 +99,20 @@ fn run_program(built: &Built, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn run_docs(args: &Args, report: &mut Report) -> Result<()> {
+/// Examples in the documentation of libraries; cargo refuses to look for them in a package that has none.
+fn run_docs(args: &Args, built: &[Built], report: &mut Report) -> Result<()> {
     let mut command = workspace::cargo();
     command.args(["test", "--doc", "--no-fail-fast"]);
     if args.package.is_empty() {
         command.arg("--workspace");
-    }
-    // Only libraries have any, and cargo refuses to look for them elsewhere.
-    args.package.iter().filter(|package| *package != "proffer-xtask").for_each(|package| {
-        command.args(["-p", package]);
-    });
-    if args.package.iter().any(|package| package == "proffer-xtask") && args.package.len() == 1 {
-        return Ok(());
+    } else {
+        let mut libraries = built.iter().filter(|built| built.test && built.kind == "lib").peekable();
+        if libraries.peek().is_none() {
+            return Ok(());
+        }
+        libraries.for_each(|library| {
+            command.args(["-p", &library.package]);
+        });
     }
     let (ended, text) = process::text(command, DOCS_LIMIT, Read::Both)?;
     tell("examples in the documentation", &ended, &text, report);
