@@ -38,7 +38,7 @@ pub enum Event {
         /// How.
         end: End,
     },
-    /// A forgotten launch: neither cgroup nor runtime record of it is left.
+    /// A forgotten launch: its cgroup is gone, and its runtime records are, or will be when its supervisor hears it.
     Gone {
         /// The launch.
         launch: LaunchId,

@@ -21,6 +21,7 @@ mod error;
 mod event;
 pub mod fake;
 mod gc;
+mod logs;
 mod spec;
 mod supervised;
 
@@ -30,6 +31,7 @@ use proffer_types::{FrameworkId, LaunchId};
 
 pub use error::{Error, LogError};
 pub use event::{Cause, End, Event, KillSent, Oom};
+pub use logs::{Chunk, LogReader, Stream};
 pub use spec::{ContainerSpec, GcPolicy, InstanceId, Isolation, Known, LogLimits, Options, Usage};
 pub use supervised::{Supervised, linux_unavailable, open, remove_all};
 
@@ -69,9 +71,9 @@ pub trait Containerizer: Send {
     /// unknown launch nothing happens.
     fn kill(&mut self, launch: LaunchId, grace_ms: u64);
 
-    /// Lets go of a launch; one that still runs is killed first (and its end is told). Its cgroup and its runtime
-    /// records are removed, then [`Event::Gone`] is told, also for an unknown launch. Sandbox and logs stay until
-    /// [`gc`](Self::gc). The caller must not launch the id again.
+    /// Lets go of a launch; one that still runs is killed first (and its end is told). Its cgroup is removed and its
+    /// supervisor told to remove its records, then [`Event::Gone`] is told, also for an unknown launch. Sandbox and
+    /// logs stay until [`gc`](Self::gc). The caller must not launch the id again.
     fn forget(&mut self, launch: LaunchId);
 
     /// The task's sandbox as the task itself sees it, for its environment.
@@ -91,6 +93,3 @@ pub trait Containerizer: Send {
     /// How containers are separated: `linux` or `process`, as shown to people.
     fn isolation(&self) -> &'static str;
 }
-
-mod logs;
-pub use logs::{Chunk, LogReader, Stream};
