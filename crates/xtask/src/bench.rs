@@ -51,6 +51,9 @@ enum What {
         /// How tasks are kept apart.
         #[arg(long, default_value = "auto", value_name = "auto|linux|process")]
         containerizer: String,
+        /// How the programs are built.
+        #[arg(long, default_value = "release")]
+        profile: String,
     },
 }
 
@@ -70,13 +73,15 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             }
             Ok(true)
         }
-        What::Launch { tasks, masters, containerizer } => launch(*tasks, *masters, containerizer),
+        What::Launch { tasks, masters, containerizer, profile } => {
+            launch(*tasks, *masters, containerizer, profile)
+        }
     }
 }
 
-fn launch(tasks: u32, masters: u16, containerizer: &str) -> Result<bool> {
+fn launch(tasks: u32, masters: u16, containerizer: &str, profile: &str) -> Result<bool> {
     let floor = Floor::build()?;
-    let programs = dev::build("release")?;
+    let programs = dev::build(profile)?;
     let range = format!("1-{tasks}");
     let mut ratios = Vec::new();
     let mut cluster = dev::Cluster::start(masters, 1, None, containerizer, programs)?;
@@ -91,7 +96,7 @@ fn launch(tasks: u32, masters: u16, containerizer: &str) -> Result<bool> {
         let of_floor = per_second / spawn["per_second"].as_f64().context("the floor's rate")?;
         let figure = json!({
             "bench": "launch", "round": round, "tasks": tasks, "masters": masters, "agents": 1,
-            "containerizer": containerizer, "per_second": per_second, "of_spawn_floor": of_floor,
+            "containerizer": containerizer, "profile": profile, "per_second": per_second, "of_spawn_floor": of_floor,
             "floor": spawn, "pids": cluster.pids(),
         });
         println!("{figure}");
