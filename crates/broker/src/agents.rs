@@ -9,6 +9,7 @@ use proffer_types::command::{Attach, Command, Held};
 use proffer_types::event::{AgentOrder, AgentRefusal, FrameworkEvent, Hello, LaunchOrder, StreamEnd};
 use proffer_types::{AgentId, Caller, FrameworkId, LaunchId, Task};
 
+use crate::timers::Timer;
 use crate::{Broker, Effect, Peer, Then, Waiting};
 
 /// Agents that may come back in one second after a failover: they spread themselves over agents ÷ this.
@@ -95,6 +96,7 @@ impl Broker {
         session.heard_at = self.now;
         session.connection = Some(connection);
         session.attachment = None;
+        self.watch(agent);
         self.peers.insert(connection, Peer::Agent(agent));
         let same = hello.boot_id == record.boot_id
             && hello.digest == registry.digest_of_agent(agent, hello.last_seq);
@@ -192,8 +194,7 @@ impl Broker {
                 self.tell(Event::AgentPaused { agent });
             }
             self.agents.insert(agent, AgentSession::absent(self.now));
-            let due = self.now + self.settings.agent_silence_ms();
-            self.at(due, crate::timers::Timer::Silence(agent));
+            self.watch(agent);
         }
         let Some(connection) = connection else { return };
         if self.greeting.remove(&connection).is_some() {
@@ -298,6 +299,12 @@ impl Broker {
         if self.greeting.remove(&connection).is_some() {
             self.refuse_agent(connection, refusal);
         }
+    }
+
+    /// Looks after the agent when it has been silent for its ping budget. Several watches of one agent fall together.
+    pub(crate) fn watch(&mut self, agent: AgentId) {
+        let due = self.now + self.settings.agent_silence_ms();
+        self.at(due, Timer::Silence(agent));
     }
 
     /// Ends an agent's connection; it comes back on a new one.

@@ -193,9 +193,8 @@ impl Broker {
                     self.arm_expiry(agent.id, since);
                 }
             }
-            let silent_at = self.now + self.settings.agent_silence_ms();
             self.agents.insert(agent.id, AgentSession::absent(self.now));
-            self.at(silent_at, Timer::Silence(agent.id));
+            self.watch(agent.id);
         }
         self.at(self.now + self.settings.heartbeat_ms, Timer::Heartbeat);
         self.at(self.now + limits::TICK_MS, Timer::Tick);

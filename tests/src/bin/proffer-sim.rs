@@ -34,9 +34,12 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(move |info| {
         let text = info.payload_as_str().unwrap_or("a panic without words").to_owned();
         let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
-        let backtrace = std::env::var_os("PROFFER_SIM_BACKTRACE").map(|_| std::backtrace::Backtrace::force_capture());
+        let backtrace =
+            std::env::var_os("PROFFER_SIM_BACKTRACE").map(|_| std::backtrace::Backtrace::force_capture());
         let backtrace = backtrace.map(|b| format!("\n{b}")).unwrap_or_default();
-        sink.lock().expect("no panic in here").insert(std::thread::current().id(), format!("{text}{place}{backtrace}"));
+        sink.lock()
+            .expect("no panic in here")
+            .insert(std::thread::current().id(), format!("{text}{place}{backtrace}"));
     }));
     let next = AtomicU64::new(args.seed);
     let end = args.seed + args.seeds;
@@ -50,7 +53,8 @@ fn main() -> ExitCode {
                         return;
                     }
                     let result = catch_unwind(AssertUnwindSafe(|| run(seed))).map_err(|_| {
-                        let said = message.lock().expect("no panic in here").remove(&std::thread::current().id());
+                        let said =
+                            message.lock().expect("no panic in here").remove(&std::thread::current().id());
                         said.unwrap_or_default()
                     });
                     if result.is_err() && args.fail_fast {

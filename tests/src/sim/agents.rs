@@ -98,8 +98,7 @@ impl World {
         // A compaction now and then, as the shell does it at a start.
         node.records = core.records();
         let epoch = core.identity().epoch;
-        node.live =
-            Some(LiveAgent { core, link: None, dies_after: None, hint: None, seeking: false, epoch });
+        node.live = Some(LiveAgent { core, link: None, dies_after: None, hint: None, seeking: false, epoch });
         self.flush_agent(n);
     }
 
@@ -220,15 +219,18 @@ impl World {
         let Some(live) = &mut node.live else { return };
         let stale = epoch < live.epoch;
         // The containerizer's word on a launch of an old life is not repeated by the network.
-        if live.core.session_epoch().is_none() || matches!(order, AgentOrder::Welcome { .. } | AgentOrder::Refused(_)) {
+        if live.core.session_epoch().is_none()
+            || matches!(order, AgentOrder::Welcome { .. } | AgentOrder::Refused(_))
+        {
             return;
         }
         live.core.on_orders(epoch, vec![order.clone()]);
         if stale {
-            let mut assign = |_| InstanceId(0);
-            for effect in live.core.take_effects(&mut assign) {
+            let greatest = live.epoch;
+            for effect in live.core.take_effects(&mut |_| InstanceId(0)) {
                 let harmless = matches!(effect, Effect::Reconnect(_));
-                assert!(harmless, "agent {n} of {:?} follows {order:?} of {epoch:?}: {effect:?}", live.epoch);
+                assert!(harmless, "agent {n} of {greatest:?} follows {order:?} of {epoch:?}: {effect:?}");
+                self.agent_effect(n, effect);
             }
         }
         self.checker.counts.replays += 1;
@@ -441,8 +443,11 @@ impl World {
     pub(crate) fn supervisor_dies(&mut self, n: usize) {
         let pick = self.rng.next();
         let node = &mut self.agents[n];
-        let frameworks: BTreeSet<FrameworkId> = node.containers.values().map(|(framework, _)| *framework).collect();
-        let Some(victim) = frameworks.iter().nth(pick as usize % frameworks.len().max(1)).copied() else { return };
+        let frameworks: BTreeSet<FrameworkId> =
+            node.containers.values().map(|(framework, _)| *framework).collect();
+        let Some(victim) = frameworks.iter().nth(pick as usize % frameworks.len().max(1)).copied() else {
+            return;
+        };
         let mut events = Vec::new();
         for (launch, (framework, container)) in &mut node.containers {
             if *framework != victim || !matches!(container, Container::Running | Container::Delivered) {
@@ -450,7 +455,8 @@ impl World {
             }
             let mut event = ended(*launch, None, false);
             if let Event::Ended { end, .. } = &mut event {
-                end.cause = if *container == Container::Running { Cause::SupervisorLost } else { Cause::Interrupted };
+                end.cause =
+                    if *container == Container::Running { Cause::SupervisorLost } else { Cause::Interrupted };
             }
             *container = Container::Over(event.clone());
             events.push((*launch, event));

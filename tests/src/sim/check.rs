@@ -118,8 +118,13 @@ impl Checker {
             assert!(grows, "{:?} was told at {before:?}, then at {position:?}", view.launch);
         }
         if let Some((end, at)) = self.told_terminal.get(&view.launch) {
-            let consistent = if position == *at { state == *end } else { position < *at && !state.is_terminal() };
-            assert!(consistent, "{:?} was told to be {end} at {at:?}, and now {state} at {position:?}", view.launch);
+            let consistent =
+                if position == *at { state == *end } else { position < *at && !state.is_terminal() };
+            assert!(
+                consistent,
+                "{:?} was told to be {end} at {at:?}, and now {state} at {position:?}",
+                view.launch
+            );
         }
         if !state.is_terminal() {
             return;
@@ -154,7 +159,10 @@ impl Checker {
 impl World {
     /// A master applied an entry.
     pub(crate) fn on_applied(&mut self, entry: &LogEntry, before: &Registry, after: &Registry) {
-        let hash = entry.data.iter().fold(0u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+        let hash = entry
+            .data
+            .iter()
+            .fold(0u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
         let checker = &mut self.checker;
         let first = checker.log.insert(entry.index, (entry.term, hash));
         if let Some(first) = first {
@@ -231,7 +239,10 @@ impl World {
         }
         for task in registry.tasks() {
             let age = registry.time().since_ms(task.created_at);
-            let stuck = matches!(task.status.state, TaskState::Staging | TaskState::Starting | TaskState::Unreachable);
+            let stuck = matches!(
+                task.status.state,
+                TaskState::Staging | TaskState::Starting | TaskState::Unreachable
+            );
             let record = registry.agent(task.agent);
             let waits = record.is_some_and(|a| matches!(a.state, AgentState::Unreachable { .. }));
             if stuck && !waits && age > 10_000 {
@@ -253,7 +264,8 @@ impl World {
         }
         // What was retired had been told, or its framework is gone.
         for task in checker.newest.history() {
-            let told = checker.updated.contains(&task.launch_id) || checker.told_terminal.contains_key(&task.launch_id);
+            let told = checker.updated.contains(&task.launch_id)
+                || checker.told_terminal.contains_key(&task.launch_id);
             let lives = checker.newest.framework(task.framework).is_some_and(|f| !f.is_completed());
             assert!(told || !lives, "the end of {:?} was never told", task.launch_id);
         }

@@ -5,8 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use proffer_client::core::{
-    Accepted, Config, Core, DialId, Ended, Event, Failure, Header, Heard, Launch, Offer, Output, Part, RefusedKind,
-    Reply as SdkReply, Request, SnapshotTask, Subscribe, TaskView, Ticket, Update,
+    Accepted, Config, Core, DialId, Ended, Event, Failure, Header, Heard, Launch, Offer, Output, Part,
+    RefusedKind, Reply as SdkReply, Request, SnapshotTask, Subscribe, TaskView, Ticket, Update,
 };
 use proffer_client::core::{Refused as SdkRefused, RefusedTask};
 use proffer_registry::Registry;
@@ -207,7 +207,9 @@ impl World {
         let reachable = self.masters.get(master).is_some_and(super::masters::MasterNode::is_up)
             && !self.blocked.contains(&(here, there))
             && !self.blocked.contains(&(there, here));
-        let Some(live) = self.framework_live(n, life).filter(|live| live.dials.contains_key(&dial)) else { return };
+        let Some(live) = self.framework_live(n, life).filter(|live| live.dials.contains_key(&dial)) else {
+            return;
+        };
         if !reachable {
             live.dials.remove(&dial);
             let now = self.now;
@@ -228,9 +230,10 @@ impl World {
     pub(crate) fn framework_call(&mut self, n: usize, life: u64, sent: SentCall) {
         let SentCall { dial, master, ticket, header, request, again } = sent;
         let shape = match &*request {
-            Request::Accept { parts, .. } => {
-                parts.iter().map(|part| part.launches.iter().map(|launch| launch.tasks.len()).collect()).collect()
-            }
+            Request::Accept { parts, .. } => parts
+                .iter()
+                .map(|part| part.launches.iter().map(|launch| launch.tasks.len()).collect())
+                .collect(),
             _ => Vec::new(),
         };
         let asked = Asked { to: AskedFor::Call(dial, ticket), shape };
@@ -362,7 +365,8 @@ impl World {
             let grace_ms = (pick % 3 == 0).then_some(pick % 1_000);
             live.core.call(now, Request::Kill { task: victim.task, grace_ms });
         } else if live.core.is_live() && dice < 11 {
-            let request = if live.suppressed { Request::Revive(Vec::new()) } else { Request::Suppress(Vec::new()) };
+            let request =
+                if live.suppressed { Request::Revive(Vec::new()) } else { Request::Suppress(Vec::new()) };
             live.suppressed = !live.suppressed;
             live.core.call(now, request);
         } else if live.core.is_live() && dice < 13 {
@@ -387,7 +391,8 @@ impl World {
                 continue;
             }
             let filter_ms = Some(self.rng.one_of(&[0, 200, 1_000]));
-            let (size, grace) = (self.rng.one_of(&["cpus:1;mem:512MiB", "cpus:0.5;mem:1GiB"]), self.rng.below(2_000));
+            let (size, grace) =
+                (self.rng.one_of(&["cpus:1;mem:512MiB", "cpus:0.5;mem:1GiB"]), self.rng.below(2_000));
             let atomic = self.rng.percent(10);
             let node = &mut self.frameworks[n];
             let live = node.live.as_mut().expect("it has offers");
@@ -398,7 +403,12 @@ impl World {
             }
             room -= count as usize;
             let resources = Resources::parse(size).expect("resources");
-            let spec = TaskSpec { argv: vec!["true".into()], resources, kill_grace_ms: grace, ..TaskSpec::default() };
+            let spec = TaskSpec {
+                argv: vec!["true".into()],
+                resources,
+                kill_grace_ms: grace,
+                ..TaskSpec::default()
+            };
             let tasks = (0..count).map(|_| {
                 node.tasks += 1;
                 TaskLaunch {
@@ -441,9 +451,12 @@ fn call_of(header: &Header, request: &Request) -> Call {
                 .collect(),
             filter_ms: filter_ms.unwrap_or(limits::FILTER_DEFAULT_MS),
         },
-        Request::Decline { offers, filter_ms } => {
-            Call::Decline { framework, session, offers, filter_ms: filter_ms.unwrap_or(limits::FILTER_DEFAULT_MS) }
-        }
+        Request::Decline { offers, filter_ms } => Call::Decline {
+            framework,
+            session,
+            offers,
+            filter_ms: filter_ms.unwrap_or(limits::FILTER_DEFAULT_MS),
+        },
         Request::Suppress(roles) => Call::Suppress { framework, session, roles },
         Request::Revive(roles) => Call::Revive { framework, session, roles },
         Request::Kill { task, grace_ms } => Call::Kill { call, task, grace_ms },
@@ -461,7 +474,9 @@ fn failure(refused: Refused) -> Failure {
         Refused::Busy { retry_ms } => return Failure::Busy { retry_after_ms: *retry_ms },
         Refused::Rejected(Rejection::SessionFenced) => return Failure::Fenced,
         Refused::Rejected(Rejection::FrameworkCompleted) => return Failure::Completed(refused.to_string()),
-        Refused::Rejected(Rejection::UnknownFramework) | Refused::NotFound { .. } => (RefusedKind::NotFound, ""),
+        Refused::Rejected(Rejection::UnknownFramework) | Refused::NotFound { .. } => {
+            (RefusedKind::NotFound, "")
+        }
         Refused::Rejected(Rejection::ContentDiffers) | Refused::Invalid { .. } => (RefusedKind::Invalid, ""),
         Refused::InvalidOffer { .. } => (RefusedKind::Precondition, "INVALID_OFFER"),
         Refused::Rejected(_) => (RefusedKind::Precondition, ""),
@@ -484,7 +499,8 @@ fn sdk_reply(reply: Reply, shape: &[Vec<usize>]) -> SdkReply {
         }
         Some(refusal) => Err(RefusedTask { reason: format!("{refusal:?}"), message: refusal.text().into() }),
     };
-    let parts = shape.iter().map(|part| part.iter().map(|count| (0..*count).map(|_| next()).collect()).collect());
+    let parts =
+        shape.iter().map(|part| part.iter().map(|count| (0..*count).map(|_| next()).collect()).collect());
     SdkReply::Accepted(Accepted { index: answer.index, parts: parts.collect() })
 }
 

@@ -165,7 +165,9 @@ impl World {
             Client::Agent { .. } => self.agent_lost(client, leader),
             Client::Framework { .. } => {
                 let failure = match end {
-                    None | Some(StreamEnd::Silent | StreamEnd::Replaced) => Failure::Transport("broken".into()),
+                    None | Some(StreamEnd::Silent | StreamEnd::Replaced) => {
+                        Failure::Transport("broken".into())
+                    }
                     Some(StreamEnd::NotLeader) => Failure::NotLeader { leader },
                     Some(StreamEnd::SessionFenced) => Failure::Fenced,
                     Some(StreamEnd::FrameworkCompleted) => Failure::Completed("completed".into()),

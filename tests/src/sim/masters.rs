@@ -208,7 +208,9 @@ impl World {
         let store = live.store.snapshots();
         let segments = registry
             .image()
-            .map(|segment| store.put(&proffer_wire::log::encode_segment(&segment)).expect("the disk has no faults"))
+            .map(|segment| {
+                store.put(&proffer_wire::log::encode_segment(&segment)).expect("the disk has no faults")
+            })
             .collect();
         live.core.offer_snapshot(registry.applied(), segments);
         self.checker.counts.images += 1;
@@ -239,7 +241,12 @@ impl World {
     }
 
     /// A call reaches a master.
-    pub(crate) fn master_call(&mut self, n: usize, asked: Option<(usize, u64, frameworks::Asked)>, call: Call) {
+    pub(crate) fn master_call(
+        &mut self,
+        n: usize,
+        asked: Option<(usize, u64, frameworks::Asked)>,
+        call: Call,
+    ) {
         let now = self.master_now(n);
         let Some(live) = &mut self.masters[n].live else { return };
         let reply = asked.map(|asked| {
@@ -360,7 +367,8 @@ impl World {
                     let bytes = live.store.snapshots().read(segment).expect("every segment is here");
                     proffer_wire::log::decode_segment(&bytes).expect("our own segments are good")
                 });
-                let registry = Registry::from_image(segments.collect::<Vec<_>>()).expect("our own image is good");
+                let registry =
+                    Registry::from_image(segments.collect::<Vec<_>>()).expect("our own image is good");
                 live.mind.on_restore(registry.clone());
                 live.core.applied(snapshot.index);
                 self.checker.counts.installs += 1;
@@ -457,7 +465,13 @@ impl World {
         }
     }
 
-    fn answer(&mut self, framework: usize, life: u64, asked: frameworks::Asked, result: Result<Reply, Refused>) {
+    fn answer(
+        &mut self,
+        framework: usize,
+        life: u64,
+        asked: frameworks::Asked,
+        result: Result<Reply, Refused>,
+    ) {
         if let Ok(reply) = &result {
             self.checker.on_answer(reply);
         }
@@ -469,7 +483,8 @@ impl World {
     fn tell_framework(&mut self, n: usize, connection: ConnectionId, event: FrameworkEvent) {
         let live = self.masters[n].live.as_ref().expect("it was polled");
         let heard = frameworks::heard(event, live.mind.registry(), live.epoch);
-        let is_framework = self.links.get(&connection.0).is_some_and(|l| matches!(l.client, Client::Framework { .. }));
+        let is_framework =
+            self.links.get(&connection.0).is_some_and(|l| matches!(l.client, Client::Framework { .. }));
         if is_framework && !heard.is_empty() {
             self.send_down(connection.0, Down::Heard(heard));
         }

@@ -16,8 +16,12 @@ pub use check::Counts;
 
 use world::World;
 
-/// Simulated time under faults (milliseconds).
+/// Simulated time under faults (milliseconds), at least.
 const STORM_MS: u64 = 40_000;
+/// The storm goes on until so much has happened, …
+const EVENTS_MIN: u64 = 10_000;
+/// … but no longer than this.
+const STORM_MAX_MS: u64 = 1_200_000;
 
 /// Runs one seed and tells what it saw.
 ///
@@ -25,7 +29,12 @@ const STORM_MS: u64 = 40_000;
 /// If anything is violated; the message says what.
 pub fn run(seed: u64) -> Counts {
     let mut world = World::new(seed);
-    world.run_until(STORM_MS);
+    let mut end = STORM_MS;
+    world.run_until(end);
+    while !world.saw_enough(EVENTS_MIN) && end < STORM_MAX_MS {
+        end += 5_000;
+        world.run_until(end);
+    }
     world.heal();
     world.counts()
 }

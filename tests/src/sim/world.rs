@@ -183,7 +183,9 @@ impl World {
             Happening::FrameworkTime { framework, life } => self.framework_time(framework, life),
             Happening::FrameworkActs { framework, life } => self.framework_acts(framework, life),
             Happening::FrameworkCall { framework, life, call } => self.framework_call(framework, life, *call),
-            Happening::FrameworkReply { framework, life, reply } => self.framework_reply(framework, life, *reply),
+            Happening::FrameworkReply { framework, life, reply } => {
+                self.framework_reply(framework, life, *reply)
+            }
             Happening::DialArrives { framework, life, dial } => self.dial_arrives(framework, life, *dial),
             Happening::CrashFramework(n) => self.crash_framework(n),
             Happening::StartFramework(n) => self.start_framework(n),
@@ -275,10 +277,17 @@ impl World {
             // … but agents and frameworks still reach it.
             return;
         }
-        let others = (0..self.agents.len()).map(Place::Agent).chain((0..self.frameworks.len()).map(Place::Framework));
+        let others =
+            (0..self.agents.len()).map(Place::Agent).chain((0..self.frameworks.len()).map(Place::Framework));
         for other in others.collect::<Vec<_>>() {
             self.blocked.insert((place, other));
         }
+    }
+
+    /// Whether the storm was worth its name: a change of leaders, a crash that lost unsynced writes, enough events.
+    pub(crate) fn saw_enough(&self, events: u64) -> bool {
+        let counts = &self.checker.counts;
+        counts.events >= events && counts.leaderships >= 2 && counts.lossy_crashes >= 1
     }
 
     /// The faults end; then everything must come right in a bounded time.
@@ -297,10 +306,47 @@ impl World {
         }
         let deadline = self.now + 90_000;
         while let Err(why) = self.has_settled() {
-            assert!(self.now < deadline, "90 s after the last fault: {why}");
+            assert!(self.now < deadline, "90 s after the last fault: {why}\n{}", self.glance());
             self.run_until(self.now + 250);
         }
         self.check_end();
+    }
+
+    /// Where everything stands, for whoever looks for a fault.
+    fn glance(&self) -> String {
+        let mut lines = Vec::new();
+        for (n, master) in self.masters.iter().enumerate() {
+            let Some(live) = &master.live else { continue };
+            let leads = live.mind.broker().is_some();
+            lines.push(format!("master {n}: applied {} leads {leads}", live.mind.registry().applied()));
+            let Some(broker) = live.mind.broker() else { continue };
+            let connected: Vec<_> = broker.connected_agents().collect();
+            lines.push(format!("  connected {connected:?}"));
+            for task in live.mind.registry().tasks() {
+                let state = task.status.state;
+                lines.push(format!(
+                    "  {:?} of {:?} on {:?} seq {} {state} kill {:?}",
+                    task.launch_id, task.framework, task.agent, task.agent_seq, task.kill
+                ));
+            }
+            for agent in live.mind.registry().agents() {
+                lines.push(format!(
+                    "  {:?} {:?} attachment {} last seq {}",
+                    agent.id, agent.state, agent.attachment, agent.last_seq
+                ));
+            }
+        }
+        for (n, agent) in self.agents.iter().enumerate() {
+            let Some(live) = &agent.live else { continue };
+            let held: Vec<_> = live.core.held().map(|held| format!("{held:?}")).collect();
+            lines.push(format!(
+                "agent {n} {:?}: last seq {} {held:#?}",
+                agent.agent_id(),
+                live.core.last_seq()
+            ));
+            lines.push(format!("  containers {:?}", agent.containers));
+        }
+        lines.join("\n")
     }
 
     pub(crate) fn counts(&self) -> Counts {

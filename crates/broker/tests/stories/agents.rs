@@ -141,3 +141,15 @@ fn a_new_leader_counts_silence_from_its_own_beginning() {
     h.pass(74_000);
     assert!(h.registry.agent(agent.id).expect("the agent").is_reachable());
 }
+
+#[test]
+fn an_agent_that_came_back_is_watched_again() {
+    let mut h = Harness::new();
+    let mut agent = h.agent("cpus:4;mem:4GiB");
+    h.pass(300_000);
+    assert!(!h.registry.agent(agent.id).expect("the agent").is_reachable());
+    h.attach(&mut agent);
+    assert!(h.registry.agent(agent.id).expect("the agent").is_reachable());
+    h.pass(75_000);
+    assert!(!h.registry.agent(agent.id).expect("the agent").is_reachable(), "it is silent again");
+}
