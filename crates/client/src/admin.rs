@@ -347,12 +347,12 @@ impl AdminClient {
             match outcome {
                 Failure::Refused(refused) => return Err(Error::Refused { what, refused }),
                 Failure::Fenced | Failure::Completed(_) | Failure::Resync => {
-                    let message = match &outcome {
-                        Failure::Completed(message) => message.clone(),
-                        _ => String::new(),
+                    let (reason, message) = match outcome {
+                        Failure::Resync => ("RESYNC", "the page is of a view that is kept no more"),
+                        _ => ("FRAMEWORK_COMPLETED", "the framework is completed"),
                     };
-                    let reason = if outcome == Failure::Resync { "RESYNC" } else { "FRAMEWORK_COMPLETED" };
-                    let refused = Refused { kind: RefusedKind::Precondition, reason: reason.into(), message };
+                    let (reason, message) = (reason.into(), message.into());
+                    let refused = Refused { kind: RefusedKind::Precondition, reason, message };
                     return Err(Error::Refused { what, refused });
                 }
                 Failure::NotLeader { leader } => search.redirected(master, leader),

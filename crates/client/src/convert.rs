@@ -9,6 +9,7 @@ use crate::core::{
     Accepted, Failure, Header, Heard, Offer, Part, Refused, RefusedKind, RefusedTask, SnapshotTask, TaskView,
     Update,
 };
+use crate::failure::COMPLETED;
 
 /// What the core hears; `None` for what it need not.
 pub(crate) fn heard(event: told::Event) -> Option<Heard> {
@@ -47,7 +48,7 @@ pub(crate) fn heard(event: told::Event) -> Option<Heard> {
 fn stream_end(end: Option<StreamEnd>, code: String, message: String) -> Failure {
     match end {
         Some(StreamEnd::SessionFenced) => Failure::Fenced,
-        Some(StreamEnd::FrameworkCompleted) => Failure::Completed(message),
+        Some(StreamEnd::FrameworkCompleted) => Failure::Completed(COMPLETED.into()),
         Some(StreamEnd::NotLeader) => Failure::NotLeader { leader: None },
         Some(StreamEnd::Resync) => Failure::Resync,
         Some(StreamEnd::Replaced | StreamEnd::Silent) => Failure::Transport(format!("{code}: {message}")),

@@ -12,6 +12,9 @@ use crate::core::{Failure, Refused, RefusedKind};
 /// When to come back to a busy master that does not say when (milliseconds).
 const RETRY_DEFAULT_MS: u64 = 500;
 
+/// Why a framework may be completed; the protocol does not tell which it was.
+pub(crate) const COMPLETED: &str = "it was torn down, or was away for longer than its failover timeout";
+
 /// Sorts a status.
 pub(crate) fn failure(status: &Status) -> Failure {
     let decided = |kind, reason: &str, message: String| {
@@ -25,7 +28,7 @@ pub(crate) fn failure(status: &Status) -> Failure {
         Problem::Busy { retry_ms: 0, .. } => Failure::Busy { retry_after_ms: RETRY_DEFAULT_MS },
         Problem::Busy { retry_ms, .. } => Failure::Busy { retry_after_ms: retry_ms },
         Problem::SessionFenced => Failure::Fenced,
-        problem @ Problem::FrameworkCompleted => Failure::Completed(problem.to_string()),
+        Problem::FrameworkCompleted => Failure::Completed(COMPLETED.into()),
         Problem::InvalidOffer { message } => decided(RefusedKind::Precondition, "INVALID_OFFER", message),
         Problem::Invalid { fields, message } => {
             decided(RefusedKind::Invalid, "INVALID_FIELD", with_fields(message, fields))

@@ -122,7 +122,10 @@ impl LogReader {
 fn is_passing(error: &Error) -> bool {
     match error {
         Error::Unavailable { .. } => true,
-        Error::Refused { refused: Refused { kind, .. }, .. } => *kind == RefusedKind::Precondition,
+        // The framework and the task have words of their own; plain NOT_FOUND is the connection to the agent.
+        Error::Refused { refused: Refused { kind, reason, .. }, .. } => {
+            *kind == RefusedKind::Precondition || reason == "NOT_FOUND"
+        }
         Error::Malformed { .. } | Error::Random(_) => false,
     }
 }

@@ -4,11 +4,11 @@ mod record;
 mod rows;
 pub(crate) mod text;
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use crate::args::Format;
 use crate::fail::{Code, Failure};
@@ -70,11 +70,8 @@ impl Out {
 
     fn list_text<R: Record>(&self, rows: &[R], now_ms: u64) -> String {
         match self.format {
-            Format::Json => {
-                let list = rows.iter().map(json).collect();
-                pretty(&Value::Object(Map::from_iter([(R::PLURAL.to_owned(), Value::Array(list))])))
-            }
-            Format::Jsonl => rows.iter().map(|row| format!("{}\n", json(row))).collect(),
+            Format::Json => pretty(&BTreeMap::from([(R::PLURAL, rows)])),
+            Format::Jsonl => rows.iter().map(|row| line(row)).collect(),
             Format::Table if self.quiet => {
                 rows.iter().map(|row| format!("{}\n", text::clean(&row.id()))).collect()
             }
@@ -91,8 +88,8 @@ impl Out {
 
     fn show_text(&self, one: &impl Serialize, id: &str, details: &[(&str, String)]) -> String {
         match self.format {
-            Format::Json => pretty(&json(one)),
-            Format::Jsonl => format!("{}\n", json(one)),
+            Format::Json => pretty(one),
+            Format::Jsonl => line(one),
             Format::Table if self.quiet => format!("{}\n", text::clean(id)),
             Format::Table => {
                 let width = details.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
@@ -119,12 +116,12 @@ pub(crate) fn lines(table: &Table) -> String {
     table.lines().map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(&line).trim_end())).collect()
 }
 
-fn json(value: &impl Serialize) -> Value {
-    serde_json::to_value(value).expect("rows have text keys and finite numbers only")
+fn line(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("rows have text keys and finite numbers only") + "\n"
 }
 
-fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
+fn pretty(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("rows have text keys and finite numbers only") + "\n"
 }
 
 /// Writes to stdout. A reader that has gone away has seen enough.

@@ -94,16 +94,14 @@ impl Status {
         line("frameworks", counts(&self.frameworks));
         line("tasks", counts(&self.tasks));
         let mut table = plain_table(false);
-        table.set_header(["RESOURCES", "CPUS", "MEM", "DISK", "PORTS"]);
+        table.set_header(["RESOURCES", "CPUS", "MEM", "DISK"]);
         for (label, resources) in &self.amounts {
-            let ports: u64 = resources.entries().iter().map(|entry| entry.quantities.ports().count()).sum();
             let disk = resources.scalar(proffer_types::resources::ScalarKind::Disk);
             table.add_row([
                 (*label).to_owned(),
                 text::cpus(resources),
                 text::size(resources.memory_bytes()),
                 text::size(disk),
-                ports.to_string(),
             ]);
         }
         out.push('\n');

@@ -570,7 +570,7 @@ fn failure_text(failure: &Failure) -> String {
         Failure::NotLeader { leader: None } => "does not lead and knows no leader".into(),
         Failure::OutcomeUnknown => "lost its leadership".into(),
         Failure::Fenced => "SESSION_FENCED".into(),
-        Failure::Completed(why) => format!("framework completed: {why}"),
+        Failure::Completed(why) => format!("the framework is completed: {why}"),
         Failure::Resync => "cut a slow reader".into(),
         Failure::Busy { retry_after_ms } => format!("busy, asks to come back after {retry_after_ms} ms"),
         Failure::Refused(refused) => refused.to_string(),

@@ -19,6 +19,8 @@ use crate::fail::{Code, Failure};
 
 /// How often orphans are looked for while they are being ended.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How a program ends that has done its work.
+const ENDED_WELL: &str = "exited with code 0";
 
 /// A daemon to start, or one that has died.
 #[derive(Clone, Debug)]
@@ -122,6 +124,30 @@ impl Children {
             };
             if timeout(within, gone).await.is_ok() {
                 return;
+            }
+        }
+    }
+
+    /// Runs something to its end and says if that was none.
+    pub(super) async fn run_to_end(&mut self, program: Daemon, within: Duration) {
+        let (name, log) = (program.name.clone(), program.log.clone());
+        if let Err(failure) = self.start(program) {
+            eprintln!("{failure}");
+            return;
+        }
+        let ended = timeout(within, async {
+            loop {
+                let dead = self.death().await;
+                if dead.name == name {
+                    return dead.end;
+                }
+            }
+        });
+        match ended.await {
+            Ok(end) if end == ENDED_WELL => {}
+            Ok(end) => eprintln!("proffer dev: {name} {end} (its log: {})", log.display()),
+            Err(_) => {
+                eprintln!("proffer dev: {name} did not end within {within:?} (its log: {})", log.display())
             }
         }
     }

@@ -114,9 +114,15 @@ impl Layout {
         masters.chain((1..=self.agents).map(|n| self.agent(n))).collect()
     }
 
-    /// Directories that agents work in.
-    pub(super) fn work_dirs(&self) -> Vec<PathBuf> {
-        (1..=self.agents).map(|n| self.work_dir(n)).collect()
+    /// What removes all that the agents have made outside their work directories.
+    pub(super) fn clean_ups(&self) -> Vec<Daemon> {
+        let clean_up = |n| {
+            let mut agent = self.agent(n);
+            agent.name.push_str(" --clean-up");
+            agent.args.push("--clean-up".into());
+            agent
+        };
+        (1..=self.agents).map(clean_up).collect()
     }
 
     /// Writes `cluster.json`.

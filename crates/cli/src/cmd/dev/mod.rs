@@ -28,6 +28,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 const TASKS_END_TIMEOUT: Duration = Duration::from_secs(9);
 /// How long a daemon may take to end after SIGTERM.
 const DAEMON_END_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long an agent may take to remove what it has made.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(15);
 /// A daemon that dies is started again after this, as a service manager would; doubles while it keeps dying.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(16);
@@ -128,9 +130,12 @@ impl Dev {
             () = signals.any() => {}
         }
         self.children.end(Daemon::is_agent, DAEMON_END_TIMEOUT).await;
+        for clean_up in self.layout.clean_ups() {
+            self.children.run_to_end(clean_up, CLEAN_UP_TIMEOUT).await;
+        }
         self.children.end_orphans(DAEMON_END_TIMEOUT).await;
         self.children.end(|_| true, DAEMON_END_TIMEOUT).await;
-        tidy::tidy(&self.layout);
+        tidy::unmount_below(self.layout.dir());
         self.layout.remove();
     }
 
