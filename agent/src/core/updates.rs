@@ -42,6 +42,10 @@ impl Updates {
             self.state()
         );
         status.task_seq = self.task_seq() + 1;
+        // True for the whole life of a launch, and asked for most when it is over.
+        if status.isolation.is_none() {
+            status.isolation = self.newest.as_ref().and_then(|newest| newest.isolation.clone());
+        }
         truncate(&mut status.message);
         self.restore(status.clone());
         status
@@ -99,6 +103,16 @@ mod tests {
         status.message = "ä".repeat(MESSAGE_BYTES_MAX);
         let said = updates.push(status);
         assert!(said.message.len() <= MESSAGE_BYTES_MAX && said.message.ends_with("ä…"));
+    }
+
+    #[test]
+    fn the_isolation_is_told_to_the_end() {
+        let mut updates = Updates::default();
+        let mut running = Status::new(TaskState::Running, Reason::None, Source::Agent);
+        running.isolation = Some("linux".into());
+        updates.push(running);
+        let ended = updates.push(Status::new(TaskState::Finished, Reason::None, Source::Task));
+        assert_eq!(ended.isolation.as_deref(), Some("linux"));
     }
 
     #[test]
