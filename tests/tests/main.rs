@@ -1,0 +1,45 @@
+//! Stories of whole clusters of the real programs: what is promised, seen from outside.
+//!
+//! Each story starts a cluster of its own and leaves nothing. Containers are used where isolation matters and where
+//! there is root; the rest runs plain processes.
+
+#![allow(clippy::print_stdout, reason = "why a test was skipped is told on standard output")]
+
+mod first;
+
+use std::time::Duration;
+
+use proffer_tests::cluster::Ran;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// How long anything may take that should be quick: the machine may be busy.
+const LIMIT: Duration = Duration::from_secs(30);
+
+static MACHINE: RwLock<()> = RwLock::const_new(());
+
+/// For a story that measures nothing.
+async fn beside_others() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().await
+}
+
+/// For a story that measures what the machine does.
+async fn alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().await
+}
+
+/// `linux` where that is possible.
+fn best() -> &'static str {
+    if nix::unistd::geteuid().is_root() { "linux" } else { "process" }
+}
+
+/// The standard output of a program that must have ended well.
+fn good(ran: Ran) -> String {
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    ran.stdout
+}
+
+/// What `-o json` printed.
+fn json(ran: Ran) -> serde_json::Value {
+    let text = good(ran);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
