@@ -181,7 +181,9 @@ impl Listener {
         if !self.greeted && !opens {
             return Err(out_of_place("a session begins with a hello"));
         }
-        if !opens && message.epoch != Some(self.epoch) {
+        // A hello and the listing that answers it come before the agent follows this leadership.
+        let opening = opens || matches!(message.reports.first(), Some(AgentReport::Listing(_)));
+        if message.epoch.map_or(!opening, |epoch| epoch != self.epoch) {
             return Err(out_of_place("the message is for another leadership"));
         }
         // An agent gets its id within its first session, and keeps it.

@@ -263,7 +263,9 @@ async fn what_is_held_of_incomplete_messages_is_bounded() {
     let port = Port::open().await;
     let stream = tokio::net::TcpStream::connect(port.address).await.expect("a connection");
     let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake");
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("a handshake");
     tokio::spawn(connection);
     let (answers, mut answered) = mpsc::channel(8);
     for _ in 0..4 {
@@ -425,6 +427,11 @@ async fn an_agent_opens_its_session() {
     outbox.push(AgentOrder::Ping { n: 1 });
     let orders = from_proto::master_message(session.message().await.expect("orders").expect("no end"));
     assert_eq!(orders, Ok((EPOCH, vec![AgentOrder::Ping { n: 1 }])));
+
+    // What it lists when asked belongs to the opening: it follows nobody yet.
+    let listing = to_proto::agent_message(Some(AgentId(3)), None, &[AgentReport::Listing(Vec::new())]);
+    to_master.send(listing).await.expect("room");
+    assert!(matches!(port.ask().await, Ask::Call { call: Call::AgentListing { .. }, .. }));
 
     let pong = to_proto::agent_message(Some(AgentId(3)), Some(EPOCH), &[AgentReport::Pong { n: 1 }]);
     to_master.send(pong).await.expect("room");
