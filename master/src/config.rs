@@ -123,7 +123,16 @@ mod tests {
 
     #[test]
     fn all_problems_are_listed() {
-        let config = config(&["--id", "0", "--listen", "0.0.0.0:5050", "--peers", "1=a:1,1=b:2", "--heartbeat-ms", "1"]);
+        let config = config(&[
+            "--id",
+            "0",
+            "--listen",
+            "0.0.0.0:5050",
+            "--peers",
+            "1=a:1,1=b:2",
+            "--heartbeat-ms",
+            "1",
+        ]);
         let problems = config.problems().join("\n");
         for part in ["id: must", "listen:", "advertise:", "ids must be", "heartbeat-ms:"] {
             assert!(problems.contains(part), "{part} in {problems}");

@@ -21,7 +21,10 @@ use crate::serve::Server;
 pub fn run(config: &Config) -> anyhow::Result<()> {
     // The port first: a second master on the same machine must not get as far as the data directory.
     let listener = std::net::TcpListener::bind(config.listen).with_context(|| {
-        format!("cannot listen on {}: is another master running there? Choose another port with --listen", config.listen)
+        format!(
+            "cannot listen on {}: is another master running there? Choose another port with --listen",
+            config.listen
+        )
     })?;
     listener.set_nonblocking(true)?;
     let settings = MasterSettings {
@@ -77,6 +80,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 fn prepare(data_dir: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(data_dir)
-        .with_context(|| format!("cannot make the data directory {} (choose one with --data-dir)", data_dir.display()))
+    std::fs::create_dir_all(data_dir).with_context(|| {
+        format!("cannot make the data directory {} (choose one with --data-dir)", data_dir.display())
+    })
 }

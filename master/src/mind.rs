@@ -155,8 +155,13 @@ impl Mind {
         if role.gate_open && self.leadership.is_none() {
             let epoch = Epoch { generation: 0, term: role.term };
             let cluster_ms = self.registry.time().0;
-            let broker =
-                Broker::begin(self.settings.clone(), epoch, self.tags_used, ClusterTime(cluster_ms), &self.registry);
+            let broker = Broker::begin(
+                self.settings.clone(),
+                epoch,
+                self.tags_used,
+                ClusterTime(cluster_ms),
+                &self.registry,
+            );
             self.leadership = Some(Leadership {
                 broker,
                 term: role.term,
@@ -209,7 +214,8 @@ impl Mind {
             let changes = self.registry.apply(entry.index, entry.term, &decoded);
             let Some(leadership) = &mut self.leadership else { continue };
             let own = entry.term == leadership.term;
-            let tag = if own { leadership.queue.pop_front().filter(|tag| tag.0 != FOUNDING_TAG) } else { None };
+            let tag =
+                if own { leadership.queue.pop_front().filter(|tag| tag.0 != FOUNDING_TAG) } else { None };
             let time = leadership.time(now).max(self.registry.time());
             leadership.broker.on_applied(&self.registry, time, tag, entry.index, &changes);
         }
@@ -247,7 +253,8 @@ impl Mind {
             _ => {
                 let leader = self.leader_address.clone().filter(|_| self.leadership.is_none());
                 if let Some(connection) = connection_of(&call) {
-                    self.outputs.push(Output::Effect(Effect::Close { connection, end: StreamEnd::NotLeader }));
+                    self.outputs
+                        .push(Output::Effect(Effect::Close { connection, end: StreamEnd::NotLeader }));
                 }
                 if let Some(reply) = reply {
                     let result = Err(Refused::NotLeader { leader });
@@ -273,8 +280,13 @@ impl Mind {
         for effect in leadership.broker.take_effects() {
             match effect {
                 Effect::Propose { tag, caller, command } => {
-                    let entry =
-                        Entry { term: leadership.term, time, wall_ms: now.wall_ms, caller, command: *command };
+                    let entry = Entry {
+                        term: leadership.term,
+                        time,
+                        wall_ms: now.wall_ms,
+                        caller,
+                        command: *command,
+                    };
                     let data = proffer_wire::log::encode_entry(&entry);
                     leadership.queue.push_back(tag);
                     self.outputs.push(Output::Propose { term: leadership.term, tag: tag.0, data });

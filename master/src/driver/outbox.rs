@@ -118,10 +118,10 @@ macro_rules! stream {
                 self.outbox.next(max).await
             }
 
-            /// Whether the stream was cut because its reader is too slow. Such a reader may not see its end: the
-            /// transport delivers nothing to a stream without window.
-            pub fn is_cut(&self) -> bool {
-                self.outbox.lock().end == Some(StreamEnd::Resync)
+            /// Why the stream is over, if it is. A reader that is too slow may not see its end: the transport delivers
+            /// nothing to a stream without window.
+            pub fn ended(&self) -> Option<StreamEnd> {
+                self.outbox.lock().end
             }
         }
 

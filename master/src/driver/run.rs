@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use proffer_broker::{Effect, Settings};
+use proffer_broker::{Effect, LiveOffer, Settings};
 use proffer_raft::{Event as RaftEvent, Role};
 use proffer_registry::Registry;
 use proffer_types::call::{Call, ConnectionId, ReplyId};
@@ -15,7 +15,9 @@ use tracing::{debug, info, warn};
 
 use super::logs::{CHUNKS_QUEUED, TICKET_MS};
 use super::outbox::Outbox;
-use super::{Ask, FrameworkItem, Handle, Inbox, LogChunks, LogRequest, MasterView, Notice, PendingData, View, channel};
+use super::{
+    Ask, FrameworkItem, Handle, Inbox, LogChunks, LogRequest, MasterView, Notice, PendingData, View, channel,
+};
 use crate::mind::{Mind, Now, Output};
 
 /// What a driver needs to know of its master.
@@ -34,10 +36,19 @@ pub struct MasterSettings {
 /// Notices and asks taken between two looks at the clock: a slice of some milliseconds.
 const SLICE: usize = 1_024;
 
+/// When to ask again for the output of a task whose agent has no session at the moment.
+const LOGS_RETRY_MS: u64 = 500;
+
 /// A ticket that waits for its agent.
 struct Ticket {
     data: PendingData,
     expires: Instant,
+}
+
+/// What the broker holds, copied for readers once for as long as nothing happens.
+struct Glance {
+    offers: Arc<Vec<LiveOffer>>,
+    connected: Arc<BTreeSet<AgentId>>,
 }
 
 /// A read that waits for its index.
@@ -61,6 +72,7 @@ pub struct Driver {
     /// Reads that are confirmed but ask for an index that is not applied yet.
     early: Vec<WaitingView>,
     next_read: u64,
+    glance: Option<Glance>,
     tickets: BTreeMap<[u8; 16], Ticket>,
     epoch: Epoch,
     /// Peers that are formed in another cluster.
@@ -88,6 +100,7 @@ impl Driver {
             reads: BTreeMap::new(),
             early: Vec::new(),
             next_read: 0,
+            glance: None,
             tickets: BTreeMap::new(),
             epoch: Epoch::default(),
             strangers: BTreeSet::new(),
@@ -174,7 +187,8 @@ impl Driver {
             RaftEvent::Formed { cluster_id } => {
                 let cluster = ClusterId(cluster_id.0);
                 info!(cluster.id = %cluster, "the cluster is formed");
-                let masters = self.settings.masters.iter().map(|(id, at)| (MasterId(*id), at.clone())).collect();
+                let masters =
+                    self.settings.masters.iter().map(|(id, at)| (MasterId(*id), at.clone())).collect();
                 self.mind.on_formed(cluster, masters, now);
             }
             RaftEvent::Role(role) => {
@@ -205,7 +219,9 @@ impl Driver {
             }
             RaftEvent::Restore { index, segments, .. } => self.restore(index, segments),
             RaftEvent::SnapshotWanted { .. } => self.snapshot(),
-            RaftEvent::PeerRefused { peer, reason, other_cluster } => self.peer_refused(peer, &reason, other_cluster),
+            RaftEvent::PeerRefused { peer, reason, other_cluster } => {
+                self.peer_refused(peer, &reason, other_cluster)
+            }
             RaftEvent::Fault { error } => self.fault = Some(error),
         }
     }
@@ -249,7 +265,8 @@ impl Driver {
         // A clone costs nothing; encoding it takes time that the loop does not have.
         let registry = self.mind.registry().clone();
         std::thread::spawn(move || {
-            let segments = registry.image().map(|segment| proffer_wire::log::encode_segment(&segment)).collect();
+            let segments =
+                registry.image().map(|segment| proffer_wire::log::encode_segment(&segment)).collect();
             raft.provide_snapshot(registry.applied(), segments);
         });
     }
@@ -292,7 +309,8 @@ impl Driver {
     /// Answers reads whose index is applied.
     fn answer_early(&mut self) {
         let applied = self.mind.registry().applied();
-        let (ready, waiting) = std::mem::take(&mut self.early).into_iter().partition(|w| w.min_index <= applied);
+        let (ready, waiting) =
+            std::mem::take(&mut self.early).into_iter().partition(|w| w.min_index <= applied);
         self.early = waiting;
         let ready: Vec<WaitingView> = ready;
         if ready.is_empty() {
@@ -304,12 +322,17 @@ impl Driver {
         }
     }
 
-    fn view(&self) -> Option<View> {
+    fn view(&mut self) -> Option<View> {
         let broker = self.mind.broker()?;
+        let glance = self.glance.get_or_insert_with(|| Glance {
+            offers: Arc::new(broker.offers().cloned().collect()),
+            connected: Arc::new(broker.connected_agents().collect()),
+        });
+        let (offers, connected) = (glance.offers.clone(), glance.connected.clone());
         Some(View {
             registry: self.mind.registry().clone(),
-            offers: Arc::new(broker.offers().cloned().collect()),
-            connected: Arc::new(broker.connected_agents().collect::<BTreeSet<AgentId>>()),
+            offers,
+            connected,
             masters: Arc::new(self.masters()),
             leader_id: self.settings.id,
             leader: self.settings.advertise.clone(),
@@ -359,8 +382,10 @@ impl Driver {
         let Some(broker) = self.mind.broker() else { return Err(self.not_leader()) };
         let (launch, agent) = find_task(self.mind.registry(), &request)
             .ok_or_else(|| Refused::NotFound { what: format!("task `{}`", request.task) })?;
-        let unavailable = || Refused::NotFound { what: format!("a connection to the task's agent {agent:?}") };
-        let outbox = broker.agent_connection(agent).and_then(|at| self.agents.get(&at)).ok_or_else(unavailable)?;
+        let unavailable =
+            || Refused::NotFound { what: format!("a connection to the task's agent {agent:?}") };
+        let outbox =
+            broker.agent_connection(agent).and_then(|at| self.agents.get(&at)).ok_or_else(unavailable)?;
         let mut ticket = [0; 16];
         getrandom::fill(&mut ticket).map_err(|_| Refused::Busy { retry_ms: 1_000 })?;
         let (chunks, read) = tokio::sync::mpsc::channel(CHUNKS_QUEUED);
@@ -379,7 +404,11 @@ impl Driver {
     fn perform(&mut self) {
         let mut proposals: Vec<(u64, bytes::Bytes)> = Vec::new();
         let mut term = 0;
-        for output in self.mind.take_outputs() {
+        let outputs = self.mind.take_outputs();
+        if !outputs.is_empty() {
+            self.glance = None;
+        }
+        for output in outputs {
             match output {
                 Output::Propose { term: of, tag, data } => {
                     term = of;
@@ -402,7 +431,9 @@ impl Driver {
                 Output::Fatal { message } => self.fault = Some(message),
             }
         }
-        if !proposals.is_empty() && let Some(raft) = &self.raft {
+        if !proposals.is_empty()
+            && let Some(raft) = &self.raft
+        {
             raft.propose(term, proposals);
         }
     }
@@ -418,7 +449,9 @@ impl Driver {
             Effect::ToFramework { connection, event } => {
                 let item = match event {
                     FrameworkEvent::Subscribed { framework, session, last_seq } => match self.view() {
-                        Some(view) => FrameworkItem::Open { framework, session, last_seq, view: Box::new(view) },
+                        Some(view) => {
+                            FrameworkItem::Open { framework, session, last_seq, view: Box::new(view) }
+                        }
                         None => return,
                     },
                     event => FrameworkItem::Event(event),
@@ -458,6 +491,7 @@ impl Driver {
 fn find_task(registry: &Registry, request: &LogRequest) -> Option<(LaunchId, AgentId)> {
     let live = registry.task_by_name(request.framework, &request.task);
     // Of several finished tasks of one name the last one is meant.
-    let finished = || registry.history_of_framework(request.framework).filter(|t| t.task_id == request.task).last();
+    let finished =
+        || registry.history_of_framework(request.framework).filter(|t| t.task_id == request.task).last();
     live.or_else(finished).map(|task| (task.launch_id, task.agent))
 }

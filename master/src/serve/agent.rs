@@ -290,6 +290,6 @@ impl Teller {
     }
 
     async fn send(&self, items: Vec<pb::MasterItem>) -> Result<(), Gone> {
-        self.outlet.send(to_proto::master_message(self.epoch, items), || self.stream.is_cut()).await
+        self.outlet.send(to_proto::master_message(self.epoch, items), || self.stream.ended().is_some()).await
     }
 }

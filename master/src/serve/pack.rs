@@ -40,7 +40,7 @@ impl<T> Outlet<T> {
         self.to_client.closed().await;
     }
 
-    /// Sends a message once there is room. If `is_cut` says that the reader has fallen too far behind, it has
+    /// Sends a message once there is room. If `is_cut` says that the stream is over, it has
     /// [`GRACE`] to begin reading again; then its whole connection ends, because nothing less reaches it.
     pub(crate) async fn send(&self, message: T, is_cut: impl Fn() -> bool) -> Result<(), Gone> {
         let mut cut_at = None;

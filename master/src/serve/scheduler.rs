@@ -334,6 +334,6 @@ impl Teller {
     }
 
     async fn send(&self, events: Vec<pb::Event>) -> Result<(), Gone> {
-        self.outlet.send(pb::Events { events }, || self.stream.is_cut()).await
+        self.outlet.send(pb::Events { events }, || self.stream.ended().is_some()).await
     }
 }

@@ -127,6 +127,13 @@ impl World {
         }
     }
 
+    /// A death that was to come does not.
+    pub(crate) fn spare_agent(&mut self, n: usize) {
+        if let Some(live) = &mut self.agents[n].live {
+            live.dies_after = None;
+        }
+    }
+
     fn end_agent(&mut self, n: usize) {
         if self.agents[n].live.take().is_none() {
             return;
@@ -271,7 +278,9 @@ impl World {
             for effect in effects {
                 if let Some(left) = self.agents[n].live.as_mut().and_then(|live| live.dies_after.as_mut()) {
                     if *left == 0 {
-                        return self.end_agent(n);
+                        self.end_agent(n);
+                        let later = 300 + self.rng.below(4_000);
+                        return self.at(later, Happening::StartAgent(n));
                     }
                     *left -= 1;
                 }

@@ -300,6 +300,7 @@ impl World {
         }
         for n in 0..self.agents.len() {
             self.start_agent(n);
+            self.spare_agent(n);
         }
         for n in 0..self.frameworks.len() {
             self.start_framework(n);
