@@ -382,10 +382,14 @@ impl Driver {
         let Some(broker) = self.mind.broker() else { return Err(self.not_leader()) };
         let (launch, agent) = find_task(self.mind.registry(), &request)
             .ok_or_else(|| Refused::NotFound { what: format!("task `{}`", request.task) })?;
-        let unavailable =
-            || Refused::NotFound { what: format!("a connection to the task's agent {agent:?}") };
-        let outbox =
-            broker.agent_connection(agent).and_then(|at| self.agents.get(&at)).ok_or_else(unavailable)?;
+        if self.mind.registry().agent(agent).is_none() {
+            return Err(Refused::NotFound {
+                what: "the task's agent, which was removed: its output is".into(),
+            });
+        }
+        // It may be on its way to this leader.
+        let away = || Refused::Busy { retry_ms: LOGS_RETRY_MS };
+        let outbox = broker.agent_connection(agent).and_then(|at| self.agents.get(&at)).ok_or_else(away)?;
         let mut ticket = [0; 16];
         getrandom::fill(&mut ticket).map_err(|_| Refused::Busy { retry_ms: 1_000 })?;
         let (chunks, read) = tokio::sync::mpsc::channel(CHUNKS_QUEUED);
