@@ -1,11 +1,11 @@
 //! The agent's settings: flags over `PROFFER_…` variables over the configuration file over defaults.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use proffer_settings::{Problems, Reader, parse_address, parse_bool, parse_dir};
 use proffer_telemetry::Format;
 use proffer_types::resources::parse_milli;
 use proffer_types::{AttributeValue, Resources};
@@ -113,51 +113,19 @@ pub struct Config {
     pub log_format: Format,
 }
 
-/// Everything that is wrong with the settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problems(pub Vec<String>);
-
-impl fmt::Display for Problems {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the settings cannot be used:")?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
-    }
-}
-
-impl std::error::Error for Problems {}
-
 impl Config {
     /// Reads the configuration file, if there is one, and puts the flags over it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the settings.
     pub fn load(flags: &Flags) -> Result<Self, Problems> {
-        let (path, must_exist) = match &flags.config {
-            Some(path) => (path.as_path(), true),
-            None => (Path::new(CONFIG_FILE), false),
-        };
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => String::new(),
-            Err(error) => return Err(Problems(vec![format!("config {}: {error}", path.display())])),
-        };
-        Self::resolve(flags, &text, path)
+        Self::resolve(Reader::open(flags.list(), flags.config.as_deref(), Path::new(CONFIG_FILE))?)
     }
 
-    /// The settings that `flags` and the text of the configuration file at `path` give together.
-    pub fn resolve(flags: &Flags, text: &str, path: &Path) -> Result<Self, Problems> {
-        let mut problems = Vec::new();
-        let file = match text.parse::<toml::Table>() {
-            Ok(table) => table,
-            Err(error) => {
-                problems.push(format!("config {}: {}", path.display(), error.to_string().trim_end()));
-                toml::Table::new()
-            }
-        };
-        // Keys are the flags' names, with `-` or with `_`.
-        let file = file.into_iter().map(|(key, value)| (key.replace('_', "-"), value)).collect();
-        let mut reader = Reader { flags: flags.list(), file, path, problems };
+    fn resolve(mut reader: Reader<'_>) -> Result<Self, Problems> {
         let config = Self::read(&mut reader);
-        let mut problems = reader.finish();
-        config.check(&mut problems);
-        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+        config.check(&mut reader);
+        reader.finish(config)
     }
 
     fn read(reader: &mut Reader<'_>) -> Self {
@@ -190,19 +158,19 @@ impl Config {
     }
 
     /// What each setting cannot know by itself.
-    fn check(&self, problems: &mut Vec<String>) {
+    fn check(&self, reader: &mut Reader<'_>) {
         if !self.listen.ip().is_loopback() && !self.insecure {
-            problems.push(format!(
+            reader.problem(format!(
                 "listen: {} is not a loopback address, and what is served there names every task of this node to \
                  whoever can reach it: listen on 127.0.0.1, or say --insecure if the network is yours alone",
                 self.listen
             ));
         }
         if self.work_dir == self.runtime_dir {
-            problems.push("runtime-dir: must differ from work-dir".into());
+            reader.problem("runtime-dir: must differ from work-dir");
         }
         if self.resources.as_ref().is_some_and(|r| r.cpus_milli() == 0 && r.memory_bytes() == 0) {
-            problems.push("resources: there is neither cpus nor mem to offer".into());
+            reader.problem("resources: there is neither cpus nor mem to offer");
         }
     }
 }
@@ -229,7 +197,7 @@ impl Default for Config {
 
 impl Flags {
     /// Every key with what flag or variable said.
-    fn list(&self) -> BTreeMap<&'static str, Option<&str>> {
+    fn list(&self) -> proffer_settings::Flags<'_> {
         [
             ("masters", &self.masters),
             ("listen", &self.listen),
@@ -250,79 +218,10 @@ impl Flags {
     }
 }
 
-/// Takes settings out of flags and file, and gathers what is wrong with them.
-struct Reader<'a> {
-    flags: BTreeMap<&'static str, Option<&'a str>>,
-    file: toml::Table,
-    path: &'a Path,
-    problems: Vec<String>,
-}
-
-impl Reader<'_> {
-    /// One setting. What the file says is checked too when a flag is stronger.
-    fn get<T>(&mut self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let in_file = self.file.remove(key).and_then(|value| {
-            let at = format!("config {}: {key}", self.path.display());
-            let text = text_of(&value);
-            let parsed =
-                text.ok_or_else(|| format!("{value} has the wrong type")).and_then(|text| parse(&text));
-            parsed.map_err(|why| self.problems.push(format!("{at}: {why}"))).ok()
-        });
-        match self.flags.get(key).copied().flatten() {
-            Some(text) => parse(text).map_err(|why| self.problems.push(format!("{key}: {why}"))).ok(),
-            None => in_file,
-        }
-    }
-
-    /// What is wrong; whatever nobody took out of the file is unknown.
-    fn finish(mut self) -> Vec<String> {
-        let known: Vec<&str> = self.flags.keys().copied().collect();
-        for key in self.file.keys() {
-            self.problems.push(format!(
-                "config {}: `{key}` is not a setting; there are {}",
-                self.path.display(),
-                known.join(", ")
-            ));
-        }
-        self.problems
-    }
-}
-
-/// A setting's value as a flag would have it; a list becomes its items with commas between.
-fn text_of(value: &toml::Value) -> Option<String> {
-    match value {
-        toml::Value::String(text) => Some(text.clone()),
-        toml::Value::Boolean(yes) => Some(yes.to_string()),
-        toml::Value::Array(items) => {
-            let items: Option<Vec<&str>> = items.iter().map(toml::Value::as_str).collect();
-            items.map(|items| items.join(","))
-        }
-        toml::Value::Integer(_)
-        | toml::Value::Float(_)
-        | toml::Value::Datetime(_)
-        | toml::Value::Table(_) => None,
-    }
-}
-
 fn parse_masters(text: &str) -> Result<Vec<String>, String> {
-    let masters: Vec<String> =
-        text.split(',').map(str::trim).filter(|m| !m.is_empty()).map(str::to_owned).collect();
-    for master in &masters {
-        let port = master.rsplit_once(':').map(|(host, port)| (host.is_empty(), port.parse::<u16>()));
-        if !matches!(port, Some((false, Ok(1..)))) {
-            return Err(format!("`{master}` is not HOST:PORT"));
-        }
-    }
+    let items = text.split(',').filter(|item| !item.trim().is_empty());
+    let masters: Vec<String> = items.map(parse_address).collect::<Result<_, _>>()?;
     if masters.is_empty() { Err("there is none".into()) } else { Ok(masters) }
-}
-
-fn parse_dir(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() && path != Path::new("/") {
-        Ok(path)
-    } else {
-        Err(format!("`{text}` is not an absolute path of a directory below /"))
-    }
 }
 
 fn parse_containerizer(text: &str) -> Result<Containerizer, String> {
@@ -331,14 +230,6 @@ fn parse_containerizer(text: &str) -> Result<Containerizer, String> {
         "linux" => Ok(Containerizer::Linux),
         "process" => Ok(Containerizer::Process),
         _ => Err(format!("`{text}` is none of auto, linux, process")),
-    }
-}
-
-fn parse_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "1" => Ok(true),
-        "false" | "0" | "" => Ok(false),
-        _ => Err(format!("`{text}` is neither true nor false")),
     }
 }
 
@@ -371,7 +262,7 @@ mod tests {
     }
 
     fn resolve(list: &[&str], text: &str) -> Result<Config, Problems> {
-        Config::resolve(&flags(list), text, Path::new("agent.toml"))
+        Config::resolve(Reader::over(flags(list).list(), text, Path::new("agent.toml")))
     }
 
     #[test]
@@ -395,7 +286,7 @@ mod tests {
         let parts = [
             "`work-dirs` is not a setting",
             "`colour` is not a setting",
-            "listen: 5051 has the wrong type",
+            "listen: `5051` is not",
             "runtime-dir: `run`",
             "masters: `a`",
             "resources:",

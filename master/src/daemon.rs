@@ -6,9 +6,9 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Flags};
 use crate::driver::{Driver, MasterSettings};
 use crate::listen::listen;
 use crate::serve::Server;
@@ -18,7 +18,8 @@ use crate::serve::Server;
 /// # Errors
 /// A port that is taken; a data directory that is another's, damaged, in use or of a newer version; anything that
 /// makes going on impossible later.
-pub fn run(config: &Config) -> anyhow::Result<()> {
+pub fn run(flags: Flags, config: &Config) -> anyhow::Result<()> {
+    let level = proffer_telemetry::init(config.log_format, &config.log)?;
     // The port first: a second master on the same machine must not get as far as the data directory.
     let listener = std::net::TcpListener::bind(config.listen).with_context(|| {
         format!(
@@ -29,7 +30,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let settings = MasterSettings {
         id: config.id,
-        advertise: config.advertised(),
+        advertise: config.advertise.clone(),
         masters: config.masters(),
         broker: proffer_broker::Settings {
             heartbeat_ms: config.heartbeat_ms,
@@ -39,7 +40,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     };
     let (handle, driver) = Driver::new(settings);
     let mut options = proffer_raft::Options::new(config.id, config.peers.clone(), &config.data_dir);
-    options.advertise = config.advertised();
+    options.advertise = config.advertise.clone();
     prepare(&config.data_dir)?;
     let raft = proffer_raft::Raft::open(options, handle.raft_events())?;
     info!(master.id = config.id, listen = %config.listen, data_dir = %config.data_dir.display(), "serving");
@@ -60,6 +61,12 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         let listener = TcpListener::from_std(listener)?;
         let mut term = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                reload(&flags, &level);
+            }
+        });
         let mut faulted = stopped.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -77,6 +84,17 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     raft.shutdown();
     info!("stopped");
     result
+}
+
+/// Takes up what may change while the master runs: how much is logged.
+fn reload(flags: &Flags, level: &proffer_telemetry::Level) {
+    match Config::load(flags) {
+        Ok(config) => match level.set(&config.log) {
+            Ok(()) => info!(log = config.log, "settings read again"),
+            Err(error) => warn!(%error, "settings read again, and not used"),
+        },
+        Err(problems) => warn!(%problems, "settings read again, and not used"),
+    }
 }
 
 fn prepare(data_dir: &Path) -> anyhow::Result<()> {

@@ -1,140 +1,193 @@
-//! A daemon's settings: flags, then `PROFFER_*`, then a TOML file whose keys are the flags' names, then defaults.
+//! A daemon's settings: flags over `PROFFER_…` variables over a TOML file over defaults.
 //!
-//! The file's values become the defaults of the flags, so one parser knows every name and type. It refuses to guess:
-//! an unknown key is an error, and all problems of a file are listed at once.
+//! Every setting is one text with one parser, wherever it comes from, so that everything that is wrong, in flags and
+//! file alike, can be told at once. This crate refuses to guess: an unknown key is a problem.
 
-use std::ffi::OsString;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgAction, Command, Parser};
+/// Everything that is wrong with the settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<String>);
 
-/// Reads the settings from `argv`, the environment and the file that `--config` or `PROFFER_CONFIG` names.
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the settings cannot be used:")?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// What flags and variables said, by the flag's name without dashes in front.
+pub type Flags<'a> = BTreeMap<&'static str, Option<&'a str>>;
+
+/// Takes settings out of flags and file, and gathers what is wrong with them.
+pub struct Reader<'a> {
+    flags: Flags<'a>,
+    file: toml::Table,
+    path: PathBuf,
+    problems: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader over the file that `config` names, which must be there, or over the one at `default` if it is there.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn open(flags: Flags<'a>, config: Option<&Path>, default: &Path) -> Result<Self, Problems> {
+        let path = config.unwrap_or(default);
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && config.is_none() => String::new(),
+            Err(error) => return Err(Problems(vec![format!("config {}: {error}", path.display())])),
+        };
+        Ok(Self::over(flags, &text, path))
+    }
+
+    /// A reader over the text of a file. Its keys are the flags' names, with `-` or with `_`.
+    pub fn over(flags: Flags<'a>, text: &str, path: &Path) -> Self {
+        let mut problems = Vec::new();
+        let table = text.parse::<toml::Table>().unwrap_or_else(|error| {
+            problems.push(format!("config {}: {}", path.display(), error.to_string().trim_end()));
+            toml::Table::new()
+        });
+        let file = table.into_iter().map(|(key, value)| (key.replace('_', "-"), value)).collect();
+        Self { flags, file, path: path.to_owned(), problems }
+    }
+
+    /// One setting, if flags, variables or file say something. What the file says is checked too when a flag is
+    /// stronger.
+    pub fn get<T>(&mut self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let in_file = self.file.remove(key).and_then(|value| {
+            let at = format!("config {}: {key}", self.path.display());
+            let text = text_of(&value).ok_or_else(|| format!("{value} has the wrong type"));
+            text.and_then(|text| parse(&text)).map_err(|why| self.problems.push(format!("{at}: {why}"))).ok()
+        });
+        match self.flags.get(key).copied().flatten() {
+            Some(text) => parse(text).map_err(|why| self.problems.push(format!("{key}: {why}"))).ok(),
+            None => in_file,
+        }
+    }
+
+    /// Notes something that is wrong with the settings as a whole.
+    pub fn problem(&mut self, problem: impl Into<String>) {
+        self.problems.push(problem.into());
+    }
+
+    /// Gives `settings` out if nothing is wrong. Whatever nobody took out of the file is unknown.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn finish<T>(mut self, settings: T) -> Result<T, Problems> {
+        let known: Vec<&str> = self.flags.keys().copied().collect();
+        for key in self.file.keys() {
+            self.problems.push(format!(
+                "config {}: `{key}` is not a setting; there are {}",
+                self.path.display(),
+                known.join(", ")
+            ));
+        }
+        if self.problems.is_empty() { Ok(settings) } else { Err(Problems(self.problems)) }
+    }
+}
+
+/// A setting's value as a flag would have it; a list becomes its items with commas between.
+fn text_of(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Boolean(yes) => Some(yes.to_string()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Array(items) => {
+            let items: Option<Vec<&str>> = items.iter().map(toml::Value::as_str).collect();
+            items.map(|items| items.join(","))
+        }
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
+    }
+}
+
+/// Reads yes or no.
 ///
 /// # Errors
-/// What clap says of a flag; every unknown key and every value of a wrong kind in the file, with its path.
-pub fn parse<T: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<T, clap::Error> {
-    let argv: Vec<OsString> = argv.into_iter().collect();
-    let mut command = T::command();
-    if let Some(path) = config_path(&argv) {
-        command = with_file(command, Path::new(&path))?;
-    }
-    let matches = command.try_get_matches_from_mut(argv)?;
-    T::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
-}
-
-/// Like [`parse`] of this process's own arguments; prints what is wrong and exits with 2.
-pub fn parse_or_exit<T: Parser>() -> T {
-    parse(std::env::args_os()).unwrap_or_else(|error| error.exit())
-}
-
-fn config_path(argv: &[OsString]) -> Option<OsString> {
-    let mut args = argv.iter().skip(1);
-    while let Some(arg) = args.next() {
-        if arg == "--config" {
-            return args.next().cloned();
-        }
-        if let Some(path) = arg.to_str().and_then(|a| a.strip_prefix("--config=")) {
-            return Some(path.into());
-        }
-    }
-    std::env::var_os("PROFFER_CONFIG")
-}
-
-fn with_file(mut command: Command, path: &Path) -> Result<Command, clap::Error> {
-    let fail = |command: &mut Command, problems: Vec<String>| {
-        let text = format!("{}:\n  {}", path.display(), problems.join("\n  "));
-        Err(command.error(clap::error::ErrorKind::ValueValidation, text))
-    };
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => return fail(&mut command, vec![format!("cannot be read: {error}")]),
-    };
-    let table: toml::Table = match text.parse() {
-        Ok(table) => table,
-        Err(error) => return fail(&mut command, vec![error.to_string().trim_end().replace('\n', "\n  ")]),
-    };
-    let mut problems = Vec::new();
-    for (key, value) in table {
-        let flag = key.replace('_', "-");
-        let Some(arg) = command.get_arguments().find(|a| a.get_long() == Some(&flag) && flag != "config") else {
-            problems.push(format!("unknown key `{key}`{}", nearest(&command, &flag)));
-            continue;
-        };
-        match texts(arg, &value) {
-            Ok(texts) => {
-                let texts: Vec<clap::builder::OsStr> = texts.into_iter().map(Into::into).collect();
-                let id = arg.get_id().clone();
-                command = command.mut_arg(id, |arg| arg.default_values(texts).required(false));
-            }
-            Err(expected) => problems.push(format!("`{key}` must be {expected}, not {value}")),
-        }
-    }
-    if problems.is_empty() { Ok(command) } else { fail(&mut command, problems) }
-}
-
-fn texts(arg: &Arg, value: &toml::Value) -> Result<Vec<String>, &'static str> {
-    let flag = matches!(arg.get_action(), ArgAction::SetTrue);
-    let scalar = |value: &toml::Value| match value {
-        toml::Value::String(text) => Some(text.clone()),
-        toml::Value::Integer(number) => Some(number.to_string()),
-        toml::Value::Float(number) => Some(number.to_string()),
-        _ => None,
-    };
-    match value {
-        toml::Value::Boolean(yes) if flag => Ok(vec![yes.to_string()]),
-        _ if flag => Err("true or false"),
-        toml::Value::Array(items) if matches!(arg.get_action(), ArgAction::Append) => {
-            items.iter().map(scalar).collect::<Option<_>>().ok_or("a list of texts")
-        }
-        value => scalar(value).map(|text| vec![text]).ok_or("a text or a number"),
+/// Anything else.
+pub fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" | "" => Ok(false),
+        _ => Err(format!("`{text}` is neither true nor false")),
     }
 }
 
-fn nearest(command: &Command, flag: &str) -> String {
-    let known: Vec<&str> = command.get_arguments().filter_map(Arg::get_long).collect();
-    let like = known.iter().find(|known| known.starts_with(flag) || flag.starts_with(**known));
-    like.map(|known| format!(" (did you mean `{known}`?)")).unwrap_or_default()
+/// Reads a whole number between two others.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_number(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| format!("`{text}` is not a whole number from {least} to {most}"))
+}
+
+/// Reads `HOST:PORT`.
+///
+/// # Errors
+/// Anything else; port 0.
+pub fn parse_address(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match text.rsplit_once(':').map(|(host, port)| (host.is_empty(), port.parse::<u16>())) {
+        Some((false, Ok(1..))) => Ok(text.to_owned()),
+        _ => Err(format!("`{text}` is not HOST:PORT")),
+    }
+}
+
+/// Reads an absolute path of a directory that is not the root.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_dir(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() && path != Path::new("/") {
+        Ok(path)
+    } else {
+        Err(format!("`{text}` is not an absolute path of a directory below /"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[derive(Debug, Parser)]
-    struct Settings {
-        #[arg(long)]
-        id: u64,
-        #[arg(long, default_value = "127.0.0.1:5050")]
-        listen: String,
-        #[arg(long, value_delimiter = ',')]
-        peers: Vec<String>,
-        #[arg(long)]
-        insecure: bool,
-        #[arg(long)]
-        config: Option<String>,
-    }
-
-    fn with(file: &str, flags: &[&str]) -> Result<Settings, String> {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir.path().join("master.toml");
-        std::fs::write(&path, file).expect("a file");
-        let argv = ["x", "--config"].into_iter().map(OsString::from).chain([path.into_os_string()]);
-        parse(argv.chain(flags.iter().map(OsString::from))).map_err(|error| error.to_string())
+    fn reader<'a>(flags: &[(&'static str, Option<&'a str>)], file: &str) -> Reader<'a> {
+        Reader::over(flags.iter().copied().collect(), file, Path::new("x.toml"))
     }
 
     #[test]
-    fn flags_go_before_the_file_and_the_file_before_defaults() {
-        let file = "id = 3\nlisten = \"127.0.0.1:1\"\npeers = [\"1=a:1\", \"2=b:1\"]\ninsecure = true\n";
-        let settings = with(file, &["--listen", "127.0.0.1:2"]).expect("settings");
-        assert_eq!((settings.id, settings.listen.as_str(), settings.insecure), (3, "127.0.0.1:2", true));
-        assert_eq!(settings.peers, ["1=a:1", "2=b:1"]);
+    fn a_flag_is_stronger_than_the_file_which_is_checked_all_the_same() {
+        let mut good = reader(&[("id", Some("2")), ("data-dir", None)], "id = 1\ndata_dir = \"/d\"\n");
+        assert_eq!(good.get("id", |text| parse_number(text, 1, 9)), Some(2));
+        assert_eq!(good.get("data-dir", parse_dir), Some("/d".into()));
+        assert_eq!(good.finish(()), Ok(()));
+        let mut bad = reader(&[("id", Some("2"))], "id = 10\n");
+        assert_eq!(bad.get("id", |text| parse_number(text, 1, 9)), Some(2));
+        assert!(bad.finish(()).is_err());
     }
 
     #[test]
-    fn all_problems_of_a_file_are_listed() {
-        let text = with("lissten = \"x\"\nid = [1]\npeer = \"a\"\n", &[]).expect_err("three problems");
-        for part in ["unknown key `lissten`", "`id` must be", "did you mean `peers`?", "master.toml"] {
-            assert!(text.contains(part), "{part} in {text}");
+    fn every_problem_is_told() {
+        let mut reader = reader(&[("id", Some("x")), ("listen", None)], "listen = 1.5\ncolour = \"red\"\n");
+        reader.get("id", |text| parse_number(text, 1, 9));
+        reader.get("listen", parse_address);
+        reader.problem("and this");
+        let problems = reader.finish(()).expect_err("problems").to_string();
+        for part in ["id: `x`", "x.toml: listen: 1.5 has the wrong type", "`colour` is not a setting", "and this"] {
+            assert!(problems.contains(part), "{part} in {problems}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there() {
+        let missing = Path::new("/nonexistent/proffer.toml");
+        assert!(Reader::open(Flags::new(), None, missing).is_ok());
+        assert!(Reader::open(Flags::new(), Some(missing), Path::new("/")).is_err());
     }
 }
