@@ -31,6 +31,8 @@ const FAILOVER_TIMEOUT_MS: u64 = 60_000;
 const STREAMS_MAX: u32 = 32;
 /// How long to try to read a task's output while its agent is away.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(120);
+/// A second signal within this is the first, told twice: to us and to our process group.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// When to say why nothing happens.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the end may take that only tidies up.
@@ -68,6 +70,7 @@ struct Run<'a> {
     /// Whether the leader was told that offers are wanted.
     demand: bool,
     stop: Stop,
+    stopping_since: Option<Instant>,
     fatal: Option<Failure>,
     /// Since when there is nothing but waiting, and whether that was explained.
     starving_since: Option<Instant>,
@@ -112,6 +115,7 @@ pub(crate) async fn run(cluster: &Cluster, args: RunArgs, out: &Out) -> Result<u
         pending: JoinSet::new(),
         demand: true,
         stop: Stop::No,
+        stopping_since: None,
         fatal: None,
         starving_since: Some(Instant::now()),
         explained: false,
@@ -169,11 +173,14 @@ impl Run<'_> {
                     Err(panic) => self.fail(Failure::new(Code::Failed, format!("a reader died: {panic}"))),
                 },
                 code = signals.next() => {
-                    if self.stop != Stop::No {
-                        self.stop = Stop::With(code);
-                        return Ok(());
+                    match self.stopping_since {
+                        Some(since) if since.elapsed() < SAME_SIGNAL => {}
+                        Some(_) => {
+                            self.stop = Stop::With(code);
+                            return Ok(());
+                        }
+                        None => self.end_all(code),
                     }
-                    self.end_all(code);
                 }
                 () = printer.closed(), if self.stop == Stop::No => self.end_all(exit::BROKEN_PIPE),
                 () = tokio::time::sleep_until(next_notice), if has_notice => self.give_notice().await,
@@ -289,6 +296,7 @@ impl Run<'_> {
     /// Ends everything; `code` is returned when all has ended.
     fn end_all(&mut self, code: u8) {
         self.stop = Stop::With(code);
+        self.stopping_since.get_or_insert_with(Instant::now);
         self.plan.stop();
         let live: Vec<TaskId> = self.plan.live().cloned().collect();
         live.into_iter().for_each(|task| self.kill(task));
