@@ -1,10 +1,15 @@
 //! Where a local cluster keeps what, and how its programs are called.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::children::{Children, Daemon};
@@ -17,6 +22,8 @@ const PORT: u16 = 5050;
 const AGENT_PORTS_FROM: u16 = 10;
 /// A supervisor's socket lies below the runtime directory, and the kernel takes 107 bytes for a socket's path.
 const RUNTIME_DIR_BYTES_MAX: usize = 64;
+/// How long a daemon of an earlier life may take to end.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(4);
 /// What the daemons must not take from our environment: their flags have the same names there.
 const SETTINGS_PREFIX: &str = "PROFFER_";
 /// The one setting that is passed on.
@@ -51,6 +58,8 @@ pub(super) struct Layout {
     containerizer: Containerizer,
     programs: PathBuf,
     shares: Vec<String>,
+    /// Held for as long as the cluster runs.
+    _lock: Option<Flock<File>>,
 }
 
 impl Layout {
@@ -63,7 +72,9 @@ impl Layout {
                 (made.path().to_owned(), Some(made))
             }
         };
+        let lock = lock(&dir)?;
         let before = read(&dir)?;
+        end_leftovers(&dir, &before);
         let port_before =
             before.masters.first().and_then(|first| first.addr.rsplit_once(':')?.1.parse().ok());
         let masters = unchanged(&dir, "masters", args.masters, count(&before.masters), 1)?;
@@ -78,7 +89,9 @@ impl Layout {
         let shares = share::split(&dir, agents)?;
         let containerizer = args.containerizer;
         let programs = programs()?;
-        let layout = Self { dir, temporary, short, masters, agents, port, containerizer, programs, shares };
+        let _lock = Some(lock);
+        let layout =
+            Self { dir, temporary, short, masters, agents, port, containerizer, programs, shares, _lock };
         layout.check_ports()?;
         for n in 1..=masters {
             make_dir(&layout.dir.join(format!("master-{n}/data")))?;
@@ -230,6 +243,50 @@ impl Layout {
     }
 }
 
+/// One cluster per directory.
+fn lock(dir: &Path) -> Result<Flock<File>, Failure> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| io("open", &path, error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => {
+            Failure::new(Code::Conflict, format!("another `proffer dev` runs in {}", dir.display()))
+                .next("end it first, or use another --dir")
+        }
+        errno => io("lock", &path, errno.into()),
+    })
+}
+
+/// Ends the daemons of a `proffer dev` that was killed: it could not, and they hold the ports. Their tasks go on, and
+/// the next agents take them up.
+fn end_leftovers(dir: &Path, before: &ClusterFile) {
+    let until = Instant::now() + LEFTOVER_TIMEOUT;
+    let members = before.masters.iter().map(|m| (m, format!("master-{}/data", m.id)));
+    let members = members.chain(before.agents.iter().map(|a| (a, format!("agent-{}/work", a.id))));
+    let leftovers = members.filter_map(|(member, own)| {
+        let pid = i32::try_from(member.pid).ok().filter(|pid| *pid > 0)?;
+        // By now the number may be another's: only a process that was told our very directory is ours.
+        let own = dir.join(own);
+        let is_ours = move || {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|byte| *byte == 0).any(|word| word == own.as_os_str().as_encoded_bytes())
+        };
+        Some((Pid::from_raw(pid), is_ours))
+    });
+    let leftovers: Vec<_> = leftovers.filter(|(_, is_ours)| is_ours()).collect();
+    for (pid, _) in &leftovers {
+        let _ = kill(*pid, Signal::SIGTERM);
+    }
+    for (pid, is_ours) in &leftovers {
+        while is_ours() {
+            if Instant::now() >= until {
+                let _ = kill(*pid, Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 /// The programs beside this one.
 fn programs() -> Result<PathBuf, Failure> {
     let failed =
@@ -350,6 +407,7 @@ mod tests {
             containerizer: Containerizer::Process,
             programs: PathBuf::new(),
             shares: vec!["cpus:1".into()],
+            _lock: None,
         };
         let failure = layout.check_ports().unwrap_err();
         assert_eq!(failure.code.number(), 1);
