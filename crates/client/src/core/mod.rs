@@ -275,7 +275,7 @@ impl Core {
         let text = failure_text(&failure);
         match failure {
             Failure::Fenced => return self.end(Ended::Fenced),
-            Failure::Completed(why) => return self.end(Ended::Completed(why)),
+            Failure::Completed(why) => return self.on_completed(now, why),
             Failure::Refused(refused) => return self.end(Ended::Refused(refused)),
             Failure::NotLeader { leader } => {
                 self.seek.failed(now, dial, false, 0, text);
@@ -307,11 +307,22 @@ impl Core {
                 self.set_stage(ticket, Stage::Resting(now + rest));
             }
             Err(Failure::Fenced) => self.end(Ended::Fenced),
-            Err(Failure::Completed(why)) => self.end(Ended::Completed(why)),
+            Err(Failure::Completed(why)) => self.on_completed(now, why),
             Err(failure) => {
                 self.set_stage(ticket, Stage::Parked);
                 self.lose(now, failure);
             }
+        }
+    }
+
+    /// The cluster has completed the framework. The end of the stream may overtake the answer to the very call that
+    /// asked for it.
+    fn on_completed(&mut self, now: u64, why: String) {
+        let asked =
+            self.open.iter().find(|(_, call)| *call.request == Request::Teardown).map(|(ticket, _)| *ticket);
+        match asked {
+            Some(ticket) => self.finish(now, ticket, Ok(Reply::Done { index: 0 })),
+            None => self.end(Ended::Completed(why)),
         }
     }
 
@@ -365,7 +376,7 @@ impl Core {
     fn lose(&mut self, now: u64, failure: Failure) {
         match failure {
             Failure::Fenced => return self.end(Ended::Fenced),
-            Failure::Completed(why) => return self.end(Ended::Completed(why)),
+            Failure::Completed(why) => return self.on_completed(now, why),
             Failure::Refused(refused) => return self.end(Ended::Refused(refused)),
             _ => {}
         }

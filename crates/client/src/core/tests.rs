@@ -120,6 +120,19 @@ fn all_masters_are_dialled_and_the_first_subscribed_wins() {
 }
 
 #[test]
+fn a_teardown_is_done_when_the_stream_says_so_first() {
+    let (mut core, dial) = live();
+    let ticket = core.call(1, Request::Teardown);
+    drain(&mut core);
+    core.on_stream_end(2, dial, Failure::Completed("it was torn down".into()));
+    let out = drain(&mut core);
+    let done = Output::Answer { ticket, result: Ok(Reply::Done { index: 0 }) };
+    assert!(out.contains(&done) && out.last() == Some(&Output::End(Ended::TornDown)), "{out:?}");
+    core.on_reply(3, dial, ticket, Ok(Reply::Done { index: 9 }));
+    assert_eq!(drain(&mut core), []);
+}
+
+#[test]
 fn a_named_leader_is_dialled_at_once_but_not_for_ever() {
     let mut core = Core::new(config(&["a"]));
     core.on_time(0);
