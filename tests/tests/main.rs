@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "why a test was skipped is told on standard output")]
 
+mod array;
+mod ends;
 mod first;
 
 use std::time::Duration;

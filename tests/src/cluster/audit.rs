@@ -34,13 +34,32 @@ pub fn arguments(pid: RawPid) -> Vec<String> {
     bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
-/// A process's state (`R`, `S`, `Z`, …) and the time of its start in ticks since the machine's.
-pub fn stat(pid: RawPid) -> Option<(char, u64)> {
+/// What the kernel says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// `R`, `S`, `Z`, …
+    pub state: char,
+    /// Its parent.
+    pub parent: RawPid,
+    /// When it started, in ticks since the machine did.
+    pub start: u64,
+    /// The time it has used, in ticks.
+    pub used: u64,
+}
+
+/// What the kernel says of a process, if there is one.
+pub fn stat(pid: RawPid) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything.
     let (_, rest) = text.rsplit_once(") ")?;
     let words: Vec<&str> = rest.split(' ').collect();
-    Some((words.first()?.chars().next()?, words.get(19)?.parse().ok()?))
+    let number = |at: usize| words.get(at)?.parse::<u64>().ok();
+    Some(Stat {
+        state: words.first()?.chars().next()?,
+        parent: words.get(1)?.parse().ok()?,
+        start: number(19)?,
+        used: number(11)? + number(12)?,
+    })
 }
 
 /// How an agent with this work directory names its cgroups.
@@ -73,7 +92,7 @@ pub fn contained(work_dir: &Path) -> BTreeSet<RawPid> {
 pub fn left(dir: &Path, instances: &[String]) -> Vec<String> {
     let mut left: Vec<String> = processes(dir)
         .into_iter()
-        .filter(|&pid| stat(pid).is_some_and(|(state, _)| state != 'Z'))
+        .filter(|&pid| stat(pid).is_some_and(|stat| stat.state != 'Z'))
         .map(|pid| format!("process {pid}: {}", arguments(pid).join(" ")))
         .collect();
     for top in hierarchies() {

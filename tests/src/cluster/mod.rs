@@ -282,13 +282,23 @@ impl Cluster {
     }
 
     /// The supervisors of an agent.
+    ///
+    /// # Panics
+    /// Never: the agent's directory is below the cluster's.
     pub fn supervisors(&self, agent: usize) -> Vec<audit::RawPid> {
         let home = self.agents[agent].dir.parent().expect("below the cluster's directory");
-        let is_supervisor = |pid: &audit::RawPid| {
+        let runs = |pid: &audit::RawPid| {
             audit::arguments(*pid).first().is_some_and(|program| program.ends_with("proffer-executor"))
-                && audit::stat(*pid).is_some_and(|(state, _)| state != 'Z')
+                && audit::stat(*pid).is_some_and(|stat| stat.state != 'Z')
         };
-        audit::processes(home).into_iter().filter(is_supervisor).collect()
+        let found: Vec<audit::RawPid> = audit::processes(home).into_iter().filter(runs).collect();
+        // A supervisor's children, the log pump and the containers' inits, are of the same program.
+        let parent = |pid: audit::RawPid| audit::stat(pid).map(|stat| stat.parent);
+        found
+            .iter()
+            .copied()
+            .filter(|&pid| parent(pid).is_some_and(|parent| !found.contains(&parent)))
+            .collect()
     }
 
     /// The network, if the cluster has one.
