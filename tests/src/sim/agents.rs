@@ -7,6 +7,9 @@ use proffer_containerizer::{Cause, End, Event, InstanceId, KillSent, Known};
 use proffer_types::call::{Call, ConnectionId};
 use proffer_types::event::{AgentOrder, AgentReport};
 use proffer_types::{AgentInfo, BootId, Epoch, FrameworkId, LaunchId, Reason, RequestId, Resources};
+use proffer_wire::agent::v1 as pb;
+use proffer_wire::{from_proto, to_proto};
+use prost::Message;
 
 use super::links::{Client, Up};
 use super::masters::master_at;
@@ -309,7 +312,7 @@ impl World {
         let Some(link) = self.agents[n].live.as_ref().and_then(|live| live.link) else { return };
         let connection = ConnectionId(link);
         let mut statuses = Vec::new();
-        for report in reports {
+        for report in through_the_wire(&reports) {
             let call = match report {
                 AgentReport::Status { launch, status } => {
                     statuses.push((launch, status));
@@ -475,6 +478,13 @@ impl World {
             self.tell_agent(n, event);
         }
     }
+}
+
+/// What arrives of reports after they were encoded and read.
+fn through_the_wire(reports: &[AgentReport]) -> Vec<AgentReport> {
+    let bytes = to_proto::agent_message(None, None, reports).encode_to_vec();
+    let message = pb::AgentMessage::decode(&bytes[..]).expect("our own messages are good");
+    from_proto::agent_message(message).expect("our own messages are good").reports
 }
 
 fn started(launch: LaunchId) -> Event {

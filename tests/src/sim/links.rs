@@ -7,6 +7,9 @@ use proffer_client::core::{DialId, Failure, Heard};
 use proffer_types::Epoch;
 use proffer_types::call::{Call, ConnectionId};
 use proffer_types::event::{AgentOrder, StreamEnd};
+use proffer_wire::agent::v1 as pb;
+use proffer_wire::{from_proto, to_proto};
+use prost::Message;
 
 use super::world::{Happening, World};
 
@@ -136,7 +139,13 @@ impl World {
         let Some(what) = found.down.pop_front() else { return };
         let client = found.client;
         match what {
-            Down::Orders { epoch, orders } => self.agent_orders(client, epoch, orders),
+            Down::Orders { epoch, orders } => {
+                let items = orders.iter().map(to_proto::agent_order).collect();
+                let bytes = to_proto::master_message(epoch, items).encode_to_vec();
+                let message = pb::MasterMessage::decode(&bytes[..]).expect("our own messages are good");
+                let (epoch, orders) = from_proto::master_message(message).expect("our own messages are good");
+                self.agent_orders(client, epoch, orders);
+            }
             Down::Heard(heard) => self.framework_heard(client, heard),
             Down::End { end, leader } => self.client_lost(link, Some(end), leader),
         }
