@@ -6,7 +6,7 @@ use proffer_agent::core::{Config, Core, Effect, Identity, Record};
 use proffer_containerizer::{Cause, End, Event, InstanceId, KillSent, Known};
 use proffer_types::call::{Call, ConnectionId};
 use proffer_types::event::{AgentOrder, AgentReport};
-use proffer_types::{AgentInfo, BootId, Epoch, FrameworkId, LaunchId, Reason, RequestId, Resources};
+use proffer_types::{AgentId, AgentInfo, BootId, Epoch, FrameworkId, LaunchId, Reason, RequestId, Resources};
 use proffer_wire::agent::v1 as pb;
 use proffer_wire::{from_proto, to_proto};
 use prost::Message;
@@ -77,7 +77,12 @@ impl AgentNode {
         matches!(self.containers.get(&launch), Some((_, Container::Running)))
     }
 
-    pub(crate) fn agent_id(&self) -> Option<proffer_types::AgentId> {
+    /// As whom the agent speaks now.
+    fn said_as(&self) -> Option<AgentId> {
+        self.live.as_ref().and_then(|live| live.core.identity().agent)
+    }
+
+    pub(crate) fn agent_id(&self) -> Option<AgentId> {
         self.identity.as_ref().and_then(|identity| identity.agent)
     }
 }
@@ -312,7 +317,7 @@ impl World {
         let Some(link) = self.agents[n].live.as_ref().and_then(|live| live.link) else { return };
         let connection = ConnectionId(link);
         let mut statuses = Vec::new();
-        for report in through_the_wire(&reports) {
+        for report in through_the_wire(self.agents[n].said_as(), &reports) {
             let call = match report {
                 AgentReport::Status { launch, status } => {
                     statuses.push((launch, status));
@@ -481,8 +486,8 @@ impl World {
 }
 
 /// What arrives of reports after they were encoded and read.
-fn through_the_wire(reports: &[AgentReport]) -> Vec<AgentReport> {
-    let bytes = to_proto::agent_message(None, None, reports).encode_to_vec();
+fn through_the_wire(agent: Option<AgentId>, reports: &[AgentReport]) -> Vec<AgentReport> {
+    let bytes = to_proto::agent_message(agent, None, reports).encode_to_vec();
     let message = pb::AgentMessage::decode(&bytes[..]).expect("our own messages are good");
     from_proto::agent_message(message).expect("our own messages are good").reports
 }
