@@ -89,7 +89,8 @@ impl Config {
     }
 
     fn resolve(mut reader: Reader<'_>) -> Result<Self, Problems> {
-        let listen = reader.get("listen", |text| text.parse().map_err(|_| format!("`{text}` is not IP:PORT")));
+        let listen =
+            reader.get("listen", |text| text.parse().map_err(|_| format!("`{text}` is not IP:PORT")));
         let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 5050)));
         let advertise = reader.get("advertise", parse_address);
         if listen.ip().is_unspecified() && advertise.is_none() {
@@ -110,7 +111,9 @@ impl Config {
                 .unwrap_or(limits::OFFER_TIMEOUT_MS),
             log: reader
                 .get("log", |text| {
-                    proffer_telemetry::check(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+                    proffer_telemetry::check(text)
+                        .map(|()| text.to_owned())
+                        .map_err(|error| error.to_string())
                 })
                 .unwrap_or_else(|| proffer_telemetry::DEFAULT_FILTER.into()),
             log_format: match reader.get("log-json", parse_bool) {
@@ -197,8 +200,14 @@ mod tests {
         let list = ["--id", "0", "--listen", "0.0.0.0:5050", "--peers", "1=a:1,1=b:2"];
         let file = "heartbeat-ms = 1\npeer = \"x\"\n";
         let problems = resolve(&list, file).expect_err("problems").to_string();
-        let parts =
-            ["id: `0`", "listen: 0.0.0.0", "advertise:", "master 1 is there twice", "heartbeat-ms: `1`", "`peer`"];
+        let parts = [
+            "id: `0`",
+            "listen: 0.0.0.0",
+            "advertise:",
+            "master 1 is there twice",
+            "heartbeat-ms: `1`",
+            "`peer`",
+        ];
         for part in parts {
             assert!(problems.contains(part), "{part} in {problems}");
         }
@@ -207,7 +216,8 @@ mod tests {
     #[test]
     fn a_master_may_be_among_its_peers() {
         let peers = "1=127.0.0.1:1,2=127.0.0.1:2,3=127.0.0.1:3";
-        let config = resolve(&["--id", "2", "--listen", "127.0.0.1:2", "--peers", peers], "").expect("settings");
+        let config =
+            resolve(&["--id", "2", "--listen", "127.0.0.1:2", "--peers", peers], "").expect("settings");
         assert_eq!(config.masters().len(), 3);
         assert!(resolve(&["--peers", "2=127.0.0.1:2"], "").is_err(), "two masters");
     }

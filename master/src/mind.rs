@@ -106,7 +106,9 @@ impl Mind {
 
     /// The cluster's time, if this master leads; else as of the last entry.
     pub fn time(&self, now: Now) -> ClusterTime {
-        self.leadership.as_ref().map_or(self.registry.time(), |l| l.time(now).max(self.registry.time()))
+        self.leadership
+            .as_ref()
+            .map_or_else(|| self.registry.time(), |l| l.time(now).max(self.registry.time()))
     }
 
     /// What Raft says of this master.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::command::{Ack, AdminId, CallId, Held};
 use crate::event::Hello;
 use crate::{
-    FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
+    FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId, Role, SessionId, Status, TaskId, TaskLaunch,
+    TaskSpec,
 };
 
 /// A connection of a framework or an agent to this master, told apart by the shell that owns it.

@@ -106,7 +106,10 @@ pub fn authorise(caller: &Caller, action: Action, object: &str) -> Result<(), De
         (CallerKind::Anonymous, Action::Maintain) => false,
         (CallerKind::Master, Action::Maintain) => true,
         (CallerKind::Master, Action::KillTask | Action::TeardownFramework) => true,
-        (CallerKind::Master, Action::ActAsFramework | Action::ActAsAgent | Action::Read | Action::ReadLogs) => false,
+        (
+            CallerKind::Master,
+            Action::ActAsFramework | Action::ActAsAgent | Action::Read | Action::ReadLogs,
+        ) => false,
     };
     if allowed { Ok(()) } else { Err(Denied { caller: caller.clone(), action, object: object.to_owned() }) }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::caller::Caller;
 use crate::{
-    AgentId, AgentInfo, BootId, ClusterId, ClusterTime, FrameworkId, FrameworkInfo, LaunchId, MasterId, Reason,
-    RequestId, Resources, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
+    AgentId, AgentInfo, BootId, ClusterId, ClusterTime, FrameworkId, FrameworkInfo, LaunchId, MasterId,
+    Reason, RequestId, Resources, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
 };
 
 /// One entry of the log.
@@ -188,7 +188,8 @@ pub enum CompletionReason {
 
 impl CompletionReason {
     /// Every reason.
-    pub const ALL: [Self; 4] = [Self::Teardown, Self::TeardownByOperator, Self::FailoverTimeout, Self::EndsWithTasks];
+    pub const ALL: [Self; 4] =
+        [Self::Teardown, Self::TeardownByOperator, Self::FailoverTimeout, Self::EndsWithTasks];
 
     /// For people, and in JSON.
     pub fn name(self) -> &'static str {
@@ -418,7 +419,9 @@ impl std::fmt::Display for Rejection {
         f.write_str(match self {
             Self::WrongTerm => "the entry is of another term",
             Self::UnknownFramework => "no such framework",
-            Self::FrameworkCompleted => "the framework is completed: subscribe without an id to begin a new one",
+            Self::FrameworkCompleted => {
+                "the framework is completed: subscribe without an id to begin a new one"
+            }
             Self::SessionFenced => "a later session of this framework exists",
             Self::UnknownTask => "no such task",
             Self::UnknownAgent => "no such agent",
@@ -427,7 +430,9 @@ impl std::fmt::Display for Rejection {
             Self::Stale => "something later has made this void",
             Self::ContentDiffers => "this seq was used for a call with other content",
             Self::TooManyOpen => "too many calls of this session are open: raise done_below",
-            Self::TooOld => "the request is too old to be told from a repetition: read the state, then decide",
+            Self::TooOld => {
+                "the request is too old to be told from a repetition: read the state, then decide"
+            }
             Self::Immutable => "the framework's user and owner cannot change",
             Self::AlreadyFormed => "the cluster has begun already",
             Self::Atomic => "a part of the atomic call was refused, so nothing happened",

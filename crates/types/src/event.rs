@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::command::{Answer, Held, Rejection};
 use crate::{
-    AgentId, AgentInfo, BootId, ClusterId, Denied, Epoch, FrameworkId, LaunchId, Offer, OfferId, Reason, RequestId,
-    Resources, Role, SessionId, Status, TaskId, TaskSpec,
+    AgentId, AgentInfo, BootId, ClusterId, Denied, Epoch, FrameworkId, LaunchId, Offer, OfferId, Reason,
+    RequestId, Resources, Role, SessionId, Status, TaskId, TaskSpec,
 };
 
 /// To a framework, on its event stream.

@@ -180,7 +180,18 @@ mod tests {
         let id = FrameworkId(0x1c);
         assert_eq!(id.text(cell), "fw_7f3a_1c");
         assert_eq!(FrameworkId::parse("fw_7f3a_1c"), Ok((cell, id)));
-        for wrong in ["", "fw", "fw_", "fw_7f3a", "fw_7f3a_", "fw_7F3A_1c", "agt_7f3a_1c", "fw_7f3a_+1", "fw_7f3a_11111111111111111", "fw_07f3a_1"] {
+        for wrong in [
+            "",
+            "fw",
+            "fw_",
+            "fw_7f3a",
+            "fw_7f3a_",
+            "fw_7F3A_1c",
+            "agt_7f3a_1c",
+            "fw_7f3a_+1",
+            "fw_7f3a_11111111111111111",
+            "fw_07f3a_1",
+        ] {
             assert!(FrameworkId::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -115,7 +115,12 @@ impl TaskState {
     pub fn is_terminal(self) -> bool {
         match self {
             Self::Staging | Self::Starting | Self::Running | Self::Killing | Self::Unreachable => false,
-            Self::Finished | Self::Failed | Self::Killed | Self::Error | Self::Dropped | Self::GoneByOperator => true,
+            Self::Finished
+            | Self::Failed
+            | Self::Killed
+            | Self::Error
+            | Self::Dropped
+            | Self::GoneByOperator => true,
         }
     }
 
@@ -126,7 +131,9 @@ impl TaskState {
             _ if self.is_terminal() => false,
             Self::Unreachable => true,
             Self::Killing => matches!(next, Self::Killing | Self::Unreachable) || next.is_terminal(),
-            Self::Running => matches!(next, Self::Running | Self::Killing | Self::Unreachable) || next.is_terminal(),
+            Self::Running => {
+                matches!(next, Self::Running | Self::Killing | Self::Unreachable) || next.is_terminal()
+            }
             Self::Starting => next != Self::Staging,
             _ => true,
         }

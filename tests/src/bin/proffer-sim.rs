@@ -68,6 +68,9 @@ fn main() -> ExitCode {
     report(&results.into_inner().expect("no panic in here"))
 }
 
+/// A line of the report, and what it counts.
+type Column = (&'static str, fn(&Counts) -> u64);
+
 fn report(results: &std::collections::BTreeMap<u64, Result<Counts, String>>) -> ExitCode {
     let mut failed = 0;
     for (seed, result) in results {
@@ -77,7 +80,7 @@ fn report(results: &std::collections::BTreeMap<u64, Result<Counts, String>>) -> 
         }
     }
     let good: Vec<&Counts> = results.values().filter_map(|r| r.as_ref().ok()).collect();
-    let columns: [(&str, fn(&Counts) -> u64); 15] = [
+    let columns: [Column; 15] = [
         ("events", |c| c.events),
         ("leaderships", |c| c.leaderships),
         ("master crashes", |c| c.crashes),

@@ -362,7 +362,7 @@ impl World {
             live.core.tasks().values().filter(|task| !task.status.state.is_terminal()).cloned().collect();
         if live.core.is_live() && dice < 8 && !running.is_empty() {
             let victim = running.swap_remove(pick as usize % running.len());
-            let grace_ms = (pick % 3 == 0).then_some(pick % 1_000);
+            let grace_ms = (pick.is_multiple_of(3)).then_some(pick % 1_000);
             live.core.call(now, Request::Kill { task: victim.task, grace_ms });
         } else if live.core.is_live() && dice < 11 {
             let request =
@@ -371,7 +371,7 @@ impl World {
             live.core.call(now, request);
         } else if live.core.is_live() && dice < 13 {
             live.core.call(now, Request::Reconcile(Vec::new()));
-        } else if live.core.is_live() && dice == 13 && !calm && pick % 10 == 0 {
+        } else if live.core.is_live() && dice == 13 && !calm && pick.is_multiple_of(10) {
             live.core.call(now, Request::Teardown);
         }
         self.use_offers(n, running.len());

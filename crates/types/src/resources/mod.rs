@@ -108,7 +108,9 @@ impl Resources {
         if let Some(pair) = entries.windows(2).find(|pair| pair[0].attribution >= pair[1].attribution) {
             return Err(wrong(&pair[1], "out of order"));
         }
-        let lone = |e: &Entry| !e.quantities.is_empty() && e.copies >= 1 && (e.copies == 1 || e.attribution.is_shared());
+        let lone = |e: &Entry| {
+            !e.quantities.is_empty() && e.copies >= 1 && (e.copies == 1 || e.attribution.is_shared())
+        };
         match entries.iter().find(|entry| !lone(entry)) {
             Some(entry) => Err(wrong(entry, "empty, or copied without being shared")),
             None => Ok(Self { entries: entries.into() }),
@@ -192,9 +194,10 @@ impl Resources {
 
     /// Whether `other` could be taken away.
     pub fn contains(&self, other: &Self) -> bool {
-        other.entries.iter().all(|theirs| {
-            self.find(&theirs.attribution).is_ok_and(|at| self.entries[at].contains(theirs))
-        })
+        other
+            .entries
+            .iter()
+            .all(|theirs| self.find(&theirs.attribution).is_ok_and(|at| self.entries[at].contains(theirs)))
     }
 
     /// Reads `cpus:4;mem:8GiB;ports:[31000-32000]`: kinds separated by `;`, each `name:value`, where a value is a
@@ -366,7 +369,13 @@ mod tests {
 
     #[test]
     fn text_round_trips() {
-        for text in ["cpus:0.5;mem:64MiB", "cpus:9;mem:18GiB;ports:[31000-31009]", "mem:1B", "gpus:1;disk:3KiB", "fpga:3;licence:{a,b}"] {
+        for text in [
+            "cpus:0.5;mem:64MiB",
+            "cpus:9;mem:18GiB;ports:[31000-31009]",
+            "mem:1B",
+            "gpus:1;disk:3KiB",
+            "fpga:3;licence:{a,b}",
+        ] {
             assert_eq!(r(&r(text).to_string()), r(text), "{text}");
         }
     }

@@ -109,7 +109,10 @@ impl Quantities {
     pub fn contains(&self, other: &Self) -> bool {
         self.scalars.iter().zip(&other.scalars).all(|(have, want)| have >= want)
             && self.ports.contains(&other.ports)
-            && other.custom.as_ref().is_none_or(|theirs| self.custom.as_ref().is_some_and(|c| c.contains(theirs)))
+            && other
+                .custom
+                .as_ref()
+                .is_none_or(|theirs| self.custom.as_ref().is_some_and(|c| c.contains(theirs)))
     }
 
     pub(super) fn add(&mut self, other: &Self) -> Result<(), ResourceError> {
@@ -129,11 +132,12 @@ impl Quantities {
     pub(super) fn sub(&mut self, other: &Self) -> Result<(), ResourceError> {
         for kind in ScalarKind::ALL {
             let (have, want) = (self.scalar(kind), other.scalar(kind));
-            self.scalars[kind as usize] = have.checked_sub(want).ok_or_else(|| ResourceError::Insufficient {
-                kind: kind.name().into(),
-                have: amount(kind, have),
-                want: amount(kind, want),
-            })?;
+            self.scalars[kind as usize] =
+                have.checked_sub(want).ok_or_else(|| ResourceError::Insufficient {
+                    kind: kind.name().into(),
+                    have: amount(kind, have),
+                    want: amount(kind, want),
+                })?;
         }
         self.ports.sub("ports", &other.ports)?;
         if let Some(theirs) = &other.custom {
@@ -170,7 +174,8 @@ impl Quantities {
                 if scalar.is_some() || name == "ports" {
                     return Err(wrong("this kind is not a set"));
                 }
-                let items: BTreeSet<String> = list.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect();
+                let items: BTreeSet<String> =
+                    list.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect();
                 custom.sets.insert(name.into(), items);
             } else {
                 let amount = match scalar {
@@ -216,7 +221,11 @@ impl Custom {
     }
 
     fn sub(&mut self, other: &Self) -> Result<(), ResourceError> {
-        let missing = |kind: &str, have: String, want: String| ResourceError::Insufficient { kind: kind.into(), have, want };
+        let missing = |kind: &str, have: String, want: String| ResourceError::Insufficient {
+            kind: kind.into(),
+            have,
+            want,
+        };
         for (kind, want) in &other.scalars {
             let have = self.scalars.entry(kind.clone()).or_default();
             *have = have.checked_sub(*want).ok_or_else(|| missing(kind, milli(*have), milli(*want)))?;
@@ -272,10 +281,13 @@ pub fn parse_milli(text: &str) -> Result<u64, String> {
         padded.push('0');
     }
     let fraction: u64 = padded.parse().map_err(|_| wrong())?;
-    let amount = whole.checked_mul(1000).and_then(|m| m.checked_add((fraction + 5) / 10)).filter(|m| *m <= AMOUNT_MAX);
+    let amount =
+        whole.checked_mul(1000).and_then(|m| m.checked_add((fraction + 5) / 10)).filter(|m| *m <= AMOUNT_MAX);
     match amount {
         None => Err(format!("`{text}` is too large")),
-        Some(0) if text.bytes().any(|b| (b'1'..=b'9').contains(&b)) => Err(format!("`{text}` is less than 0.001")),
+        Some(0) if text.bytes().any(|b| (b'1'..=b'9').contains(&b)) => {
+            Err(format!("`{text}` is less than 0.001"))
+        }
         Some(amount) => Ok(amount),
     }
 }
@@ -294,12 +306,15 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "" if number == 0 => 0,
         _ => return Err(wrong()),
     };
-    number.checked_mul(1 << shift).filter(|n| *n <= AMOUNT_MAX).ok_or_else(|| format!("`{text}` is too large"))
+    number
+        .checked_mul(1 << shift)
+        .filter(|n| *n <= AMOUNT_MAX)
+        .ok_or_else(|| format!("`{text}` is too large"))
 }
 
 /// Thousandths as a decimal without needless zeros.
 pub fn milli(amount: u64) -> String {
-    if amount % 1000 == 0 {
+    if amount.is_multiple_of(1000) {
         return (amount / 1000).to_string();
     }
     format!("{}.{:03}", amount / 1000, amount % 1000).trim_end_matches('0').into()
@@ -308,7 +323,7 @@ pub fn milli(amount: u64) -> String {
 /// Bytes in the largest unit that divides them.
 pub fn bytes(amount: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-    match units.into_iter().find(|(shift, _)| amount > 0 && amount % (1 << shift) == 0) {
+    match units.into_iter().find(|(shift, _)| amount > 0 && amount.is_multiple_of(1 << shift)) {
         Some((shift, unit)) => format!("{}{unit}", amount >> shift),
         None => format!("{amount}B"),
     }
