@@ -231,7 +231,10 @@ impl Broker {
         }
         let Some(session) = self.agents.get_mut(&agent) else { return };
         let Some(connection) = connection.filter(|c| session.connection == Some(*c)) else { return };
-        let Some(hello) = self.greeting.remove(&connection) else { return };
+        // An agent that said hello twice is attached twice, and only once can it be told so.
+        let Some(hello) = self.greeting.remove(&connection) else {
+            return self.send_away(registry, connection);
+        };
         session.attachment = Some(what.attachment);
         session.heard_at = self.now;
         session.cleaning = what.forget.iter().copied().collect();

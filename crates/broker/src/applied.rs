@@ -6,12 +6,12 @@ use proffer_allocator::Event;
 use proffer_registry::{Change, Registry};
 use proffer_types::command::Rejection;
 use proffer_types::event::{AgentRefusal, Refused, Reply};
-use proffer_types::{AgentId, ClusterTime, FrameworkState, Resources, Role, limits};
+use proffer_types::{AgentId, ClusterTime, FrameworkState, Reason, Resources, Role, limits};
 
 use crate::agents::Attached;
 use crate::calls::reply_of;
 use crate::offers::granted;
-use crate::timers::Timer;
+use crate::timers::{AGAIN_MS, Timer};
 use crate::{Broker, LiveOffer, Tag, Then, Waiting, grant};
 
 /// Why a proposal has no effect, or none that is known.
@@ -86,6 +86,7 @@ impl Broker {
         match waiting.then {
             Then::Accept { offers, .. } => self.give_back(offers.into_iter().flatten()),
             Then::Agent { connection } => self.send_away(registry, connection),
+            Then::Own { again } => self.at(self.now + AGAIN_MS, again),
             Then::Answer | Then::Call { .. } | Then::Subscribe { .. } => {}
         }
         for reply in waiting.replies {
@@ -126,7 +127,10 @@ impl Broker {
                 self.send_launch(registry, *agent, *launch);
             }
             Change::KillOrdered { launch, agent } => self.send_kill(registry, *agent, *launch),
-            Change::StatusChanged { launch, framework, status, .. } => {
+            Change::StatusChanged { launch, framework, agent, status, .. } => {
+                if status.reason == Reason::LaunchLost {
+                    self.alarm(format!("{launch:?} was delivered to {agent:?}, which knows nothing of it"));
+                }
                 let subscriber = self.subscribers.get(framework).copied();
                 let task = registry.task(*launch).filter(|task| !task.pending.is_empty());
                 if let (Some(subscriber), Some(task)) = (subscriber, task) {
@@ -165,7 +169,7 @@ impl Broker {
         let mut result = outcome(index, changes);
         match waiting.then {
             Then::Accept { offers, filter_ms, .. } => self.settle_offers(offers, filter_ms, changes),
-            Then::Subscribe { connection, suppressed } => {
+            Then::Subscribe { connection, suppressed, .. } => {
                 let opened = changes.iter().find_map(|change| match change {
                     Change::SessionOpened { framework, .. } | Change::FrameworkReconnected { framework } => {
                         Some(*framework)
@@ -178,7 +182,7 @@ impl Broker {
                     None => {}
                 }
             }
-            Then::Answer | Then::Call { .. } | Then::Agent { .. } => {}
+            Then::Answer | Then::Call { .. } | Then::Agent { .. } | Then::Own { .. } => {}
         }
         for reply in waiting.replies {
             self.answer(Some(reply), result.clone());

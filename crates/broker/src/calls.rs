@@ -9,7 +9,7 @@ use proffer_types::{Caller, ClusterTime, FrameworkId, OfferId, Resources, Sessio
 
 use crate::frameworks::Subscribe;
 use crate::offers::granted;
-use crate::{Broker, LiveOffer, Then, WAITING_MAX, Waiting};
+use crate::{Broker, LiveOffer, OpenCall, Then, WAITING_MAX, Waiting};
 
 impl Broker {
     /// A call has come. `reply`, if any, is answered exactly once, now or later.
@@ -27,7 +27,7 @@ impl Broker {
                 let ask = Subscribe { connection, framework, session, origin, info, suppressed };
                 self.subscribe(registry, caller, reply, ask);
             }
-            Call::SubscriberGone { connection } => self.subscriber_gone(connection),
+            Call::SubscriberGone { connection } => self.subscriber_gone(registry, connection),
             Call::Accept { call, atomic, parts, filter_ms } => {
                 if !self.answered(registry, reply, &call) {
                     let result = self.accept(registry, caller, reply, call, atomic, parts, filter_ms);
@@ -99,7 +99,8 @@ impl Broker {
             Call::AgentStatuses { connection, statuses } => {
                 self.heard(connection);
                 if let Some((agent, attachment)) = self.agent_of(connection) {
-                    let waiting = Waiting { replies: Vec::new(), then: Then::Answer };
+                    // The agent says a status once per session: if this is void or lost it must attach again.
+                    let waiting = Waiting { replies: Vec::new(), then: Then::Agent { connection } };
                     self.propose(caller, Command::Statuses { agent, attachment, statuses }, waiting);
                 }
             }
@@ -124,21 +125,23 @@ impl Broker {
 
     /// Answers the repetition of a call from what is stored, or makes it wait for the first one's outcome.
     fn answered(&mut self, registry: &Registry, reply: Option<ReplyId>, call: &CallId) -> bool {
-        if call.seq == 0 || self.check_session(registry, call.framework, call.session).is_err() {
+        // A completed framework's session still answers for what completed it.
+        let current = registry.framework(call.framework).is_some_and(|record| record.session == call.session);
+        if call.seq == 0 || !current {
             return false;
         }
+        let differs = || Err(Refused::Rejected(Rejection::ContentDiffers));
         if let Some(answer) = registry.answer(call.session, call.seq) {
-            let result = if answer.content == call.content {
-                reply_of(answer)
-            } else {
-                Err(Refused::Rejected(Rejection::ContentDiffers))
-            };
+            let result = if answer.content == call.content { reply_of(answer) } else { differs() };
             self.answer(reply, result);
             return true;
         }
-        // The outcome of the first is stored when it is applied; content that differs is found out there.
-        let Some(tag) = self.open_calls.get(&(call.session, call.seq)) else { return false };
-        let Some(waiting) = self.waiting.get_mut(tag) else { return false };
+        let Some(open) = self.open_calls.get(&(call.session, call.seq)) else { return false };
+        if open.content != call.content {
+            self.answer(reply, differs());
+            return true;
+        }
+        let Some(waiting) = self.waiting.get_mut(&open.tag) else { return false };
         waiting.replies.extend(reply);
         true
     }
@@ -148,7 +151,7 @@ impl Broker {
         let waiting = Waiting { replies: reply.into_iter().collect(), then: Then::Call { key } };
         let tag = self.propose(caller, command, waiting);
         if let Some(key) = key {
-            self.open_calls.insert(key, tag);
+            self.open_calls.insert(key, OpenCall { tag, content: call.content });
         }
     }
 
@@ -196,7 +199,7 @@ impl Broker {
             Waiting { replies: reply.into_iter().collect(), then: Then::Accept { offers, filter_ms, key } };
         let tag = self.propose(caller, Command::Accept { call, atomic, parts: command_parts }, waiting);
         if let Some(key) = key {
-            self.open_calls.insert(key, tag);
+            self.open_calls.insert(key, OpenCall { tag, content: call.content });
         }
         Ok(())
     }
@@ -220,7 +223,7 @@ impl Broker {
             let mut live = part
                 .offers
                 .iter()
-                .filter_map(|id| self.offers.get(id))
+                .filter_map(|id| self.offers.get(id).filter(|live| live.offer.framework == framework))
                 .map(|o| (o.offer.agent, &o.offer.role));
             if let Some(first) = live.next()
                 && live.any(|other| other != first)
@@ -315,6 +318,10 @@ impl Broker {
         task: TaskId,
         grace_ms: Option<u64>,
     ) -> Result<(), Refused> {
+        if let Some(answer) = registry.admin_answer(call.request) {
+            self.answer(reply, reply_of(answer));
+            return Ok(());
+        }
         self.check_room()?;
         if registry.framework(framework).is_none() {
             return Err(Refused::Rejected(Rejection::UnknownFramework));
@@ -335,6 +342,10 @@ impl Broker {
         call: AdminId,
         framework: FrameworkId,
     ) -> Result<(), Refused> {
+        if let Some(answer) = registry.admin_answer(call.request) {
+            self.answer(reply, reply_of(answer));
+            return Ok(());
+        }
         self.check_room()?;
         if registry.framework(framework).is_none() {
             return Err(Refused::Rejected(Rejection::UnknownFramework));

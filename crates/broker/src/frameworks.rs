@@ -38,7 +38,7 @@ impl Broker {
         ask: Subscribe,
     ) {
         let Subscribe { connection, framework, session, origin, info, suppressed } = ask;
-        let then = Then::Subscribe { connection, suppressed: suppressed.clone() };
+        let then = Then::Subscribe { framework, origin, connection, suppressed: suppressed.clone() };
         let waiting = Waiting { replies: reply.into_iter().collect(), then };
         let (Some(framework), Some(session)) = (framework, session) else {
             let command = Command::OpenSession { framework, origin, info };
@@ -54,8 +54,9 @@ impl Broker {
         if let Some(rejection) = refused {
             return self.answer(reply, Err(Refused::Rejected(rejection)));
         }
+        // Without a stream there may be a Disconnect on its way, which must be followed by the return.
         let connected = registry.framework(framework).is_some_and(|r| r.state == FrameworkState::Connected);
-        if connected {
+        if connected && self.subscribers.contains_key(&framework) {
             self.open_stream(registry, framework, session, connection, &suppressed);
             self.answer(reply, Ok(Reply::Done { index: registry.applied() }));
         } else {
@@ -104,11 +105,13 @@ impl Broker {
         self.effects.push(Effect::Close { connection, end });
     }
 
-    pub(crate) fn subscriber_gone(&mut self, connection: ConnectionId) {
+    pub(crate) fn subscriber_gone(&mut self, registry: &Registry, connection: ConnectionId) {
         for waiting in self.waiting.values_mut() {
             // Nobody is there when the session opens: it is then told so at once.
-            if matches!(waiting.then, Then::Subscribe { connection: c, .. } if c == connection) {
-                waiting.then = Then::Subscribe { connection: GONE, suppressed: Vec::new() };
+            if let Then::Subscribe { connection: waits, .. } = &mut waiting.then
+                && *waits == connection
+            {
+                *waits = GONE;
                 waiting.replies.clear();
             }
         }
@@ -121,7 +124,7 @@ impl Broker {
         self.subscribers.remove(&framework);
         self.rescind_of_framework(framework);
         self.tell(Event::FrameworkDeactivated { framework });
-        self.propose_own(Command::Disconnect { framework, session: subscriber.session });
+        self.give_up_on(registry, framework);
     }
 
     /// A session was opened, or resumed after a disconnect.
@@ -134,7 +137,13 @@ impl Broker {
     ) {
         let Some(session) = registry.framework(framework).map(|record| record.session) else { return };
         if connection == GONE {
-            return self.propose_own(Command::Disconnect { framework, session });
+            // The session is fenced all the same.
+            if let Some(old) = self.subscribers.get(&framework).copied().filter(|old| old.session != session)
+            {
+                self.subscribers.remove(&framework);
+                self.end_stream(framework, old.connection, StreamEnd::SessionFenced);
+            }
+            return self.give_up_on(registry, framework);
         }
         self.open_stream(registry, framework, session, connection, suppressed);
     }

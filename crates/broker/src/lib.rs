@@ -24,7 +24,7 @@ use proffer_types::call::{ConnectionId, ReplyId};
 use proffer_types::event::{Refused, StreamEnd};
 use proffer_types::{
     AgentId, AgentState, Caller, ClusterTime, Epoch, FrameworkId, FrameworkState, LaunchId, OfferId,
-    SessionId, limits,
+    RequestId, SessionId, limits,
 };
 
 use agents::AgentSession;
@@ -99,10 +99,24 @@ enum Then {
     Accept { offers: Vec<Vec<LiveOffer>>, filter_ms: u64, key: Option<(SessionId, u64)> },
     /// A call whose repetition must find it.
     Call { key: Option<(SessionId, u64)> },
-    /// A framework's stream waits.
-    Subscribe { connection: ConnectionId, suppressed: Vec<proffer_types::Role> },
-    /// An agent's session waits.
+    /// A framework's stream waits; without an id its origin tells whose.
+    Subscribe {
+        framework: Option<FrameworkId>,
+        origin: RequestId,
+        connection: ConnectionId,
+        suppressed: Vec<proffer_types::Role>,
+    },
+    /// An agent's session depends on it: if it is void or lost, the agent comes again.
     Agent { connection: ConnectionId },
+    /// Nobody waits, but if it is lost this timer must find out again what is to be done.
+    Own { again: Timer },
+}
+
+/// A call on its way through the log, as its repetition finds it.
+#[derive(Clone, Copy, Debug)]
+struct OpenCall {
+    tag: Tag,
+    content: u64,
 }
 
 /// The leader's mind.
@@ -122,7 +136,7 @@ pub struct Broker {
     offers: BTreeMap<OfferId, LiveOffer>,
     offers_made: u64,
     waiting: BTreeMap<Tag, Waiting>,
-    open_calls: BTreeMap<(SessionId, u64), Tag>,
+    open_calls: BTreeMap<(SessionId, u64), OpenCall>,
     tags: u64,
     retries: BTreeMap<LaunchId, Retry>,
     timers: BTreeSet<(u64, Timer)>,
@@ -291,8 +305,12 @@ impl Broker {
     fn tell(&mut self, event: Event) {
         if let Err(refused) = self.allocator.apply(self.now, &event) {
             debug_assert!(false, "allocator refused {event:?}: {refused}");
-            self.effects.push(Effect::Alarm { message: format!("allocator refused {event:?}: {refused}") });
+            self.alarm(format!("allocator refused {event:?}: {refused}"));
         }
+    }
+
+    fn alarm(&mut self, message: String) {
+        self.effects.push(Effect::Alarm { message });
     }
 
     fn propose(&mut self, caller: Caller, command: proffer_types::command::Command, waiting: Waiting) -> Tag {

@@ -7,11 +7,15 @@ use proffer_types::{
     AgentId, AgentState, Caller, ClusterTime, FrameworkId, FrameworkState, LaunchId, OfferId, limits,
 };
 
+use crate::frameworks::GONE;
 use crate::{Broker, Effect, Then, Waiting};
 
 /// Updates repeated at one firing of a framework's timers; the rest follow a second later, so that a framework which
 /// was away is not flooded faster than it reads.
 const REPEATS_AT_ONCE: usize = 512;
+
+/// When to look again at what could not be decided or proposed (milliseconds).
+pub(crate) const AGAIN_MS: u64 = 1_000;
 
 /// Something that waits for its time. Whether it still applies is looked up when the time comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,24 +86,42 @@ impl Broker {
             Timer::Expiry(agent) => self.remove_expired(registry, agent),
             Timer::Heartbeat => self.beat(),
             Timer::Tick => {
-                if self.now >= self.last_applied_ms + limits::TICK_MS {
-                    self.propose_own(Command::Tick);
+                let due = self.last_applied_ms + limits::TICK_MS;
+                if due > self.now {
+                    return self.at(due, Timer::Tick);
                 }
-                self.at(self.now + limits::TICK_MS, Timer::Tick);
+                let again = self.now + limits::TICK_MS;
+                self.propose_own(Command::Tick, Timer::Tick);
+                self.at(again, Timer::Tick);
             }
         }
     }
 
-    /// Proposes something that nobody waits for.
-    pub(crate) fn propose_own(&mut self, command: Command) {
-        self.propose(Caller::master(), command, Waiting { replies: Vec::new(), then: Then::Answer });
+    /// Proposes something that nobody waits for. If it is lost, `again` comes once more.
+    pub(crate) fn propose_own(&mut self, command: Command, again: Timer) {
+        let waiting = Waiting { replies: Vec::new(), then: Then::Own { again } };
+        self.propose(Caller::master(), command, waiting);
     }
 
-    fn give_up_on(&mut self, registry: &Registry, framework: FrameworkId) {
+    /// A framework that counts as connected and has no stream is disconnected; but not while it subscribes, or the
+    /// end of its old stream would be applied to the new one.
+    pub(crate) fn give_up_on(&mut self, registry: &Registry, framework: FrameworkId) {
         let Some(record) = registry.framework(framework) else { return };
-        if record.state == FrameworkState::Connected && !self.subscribers.contains_key(&framework) {
-            self.propose_own(Command::Disconnect { framework, session: record.session });
+        if record.state != FrameworkState::Connected || self.subscribers.contains_key(&framework) {
+            return;
         }
+        let subscribes = self.waiting.values().any(|waiting| match &waiting.then {
+            Then::Subscribe { framework: whose, origin, connection, .. } => {
+                let same = whose.map_or(*origin == record.origin, |whose| whose == framework);
+                same && *connection != GONE
+            }
+            _ => false,
+        });
+        let again = Timer::Reconnect(framework);
+        if subscribes {
+            return self.at(self.now + AGAIN_MS, again);
+        }
+        self.propose_own(Command::Disconnect { framework, session: record.session }, again);
     }
 
     fn complete_overdue(&mut self, registry: &Registry, framework: FrameworkId) {
@@ -108,8 +130,12 @@ impl Broker {
         if deadline.0 > self.now {
             return self.at(deadline.0, Timer::Complete(framework));
         }
-        let reason = CompletionReason::FailoverTimeout;
-        self.propose_own(Command::Complete { framework, session: record.session, reason });
+        let command = Command::Complete {
+            framework,
+            session: record.session,
+            reason: CompletionReason::FailoverTimeout,
+        };
+        self.propose_own(command, Timer::Complete(framework));
     }
 
     fn repeat_statuses(
@@ -166,9 +192,8 @@ impl Broker {
             self.drop_agent_connection(registry, connection);
         }
         if let Some(record) = registry.agent(agent).filter(|record| record.is_reachable()) {
-            self.propose_own(Command::MarkUnreachable { agent, attachment: record.attachment });
-            // Should the proposal be lost, it is made again.
-            self.at(self.now + self.settings.heartbeat_ms, Timer::Silence(agent));
+            let command = Command::MarkUnreachable { agent, attachment: record.attachment };
+            self.propose_own(command, Timer::Silence(agent));
         }
     }
 
@@ -183,7 +208,7 @@ impl Broker {
             return;
         };
         if since.plus_ms(self.settings.agent_expiry_ms).0 <= self.now {
-            self.propose_own(Command::RemoveAgent { agent });
+            self.propose_own(Command::RemoveAgent { agent }, Timer::Expiry(agent));
         }
     }
 

@@ -1,5 +1,6 @@
 //! Agents: launches reach them, silence is noticed, return is welcome.
 
+use proffer_broker::Lost;
 use proffer_types::call::Call;
 use proffer_types::event::{AgentOrder, AgentRefusal, FrameworkEvent, StreamEnd};
 use proffer_types::{AgentId, AgentState, Reason, TaskState};
@@ -152,4 +153,35 @@ fn an_agent_that_came_back_is_watched_again() {
     assert!(h.registry.agent(agent.id).expect("the agent").is_reachable());
     h.pass(75_000);
     assert!(!h.registry.agent(agent.id).expect("the agent").is_reachable(), "it is silent again");
+}
+
+#[test]
+fn an_agent_whose_statuses_were_lost_attaches_again() {
+    for lost in [Lost::Failed, Lost::Unknown] {
+        let mut h = Harness::new();
+        let agent = h.agent("cpus:4;mem:4GiB");
+        let mut fw = h.framework(&["*"]);
+        let offer = h.offers(&fw).remove(0);
+        let launch = h.launch(&mut fw, &offer, "a", "cpus:1");
+        h.hold = true;
+        h.status(&agent, launch, 1, TaskState::Running);
+        h.lose_one(lost);
+        h.hold = false;
+        h.settle();
+        assert_eq!(h.streams[&agent.connection].end, Some(StreamEnd::Resync));
+    }
+}
+
+#[test]
+fn an_agent_that_says_hello_twice_at_once_begins_anew() {
+    let mut h = Harness::new();
+    let mut agent = h.agent("cpus:4;mem:4GiB");
+    h.hold = true;
+    agent.connection = h.connection();
+    let hello = agent.hello(Some(agent.id));
+    h.tell(Call::AgentHello { connection: agent.connection, hello: hello.clone() });
+    h.tell(Call::AgentHello { connection: agent.connection, hello });
+    h.hold = false;
+    h.settle();
+    assert_eq!(h.streams[&agent.connection].end, Some(StreamEnd::Resync));
 }

@@ -1,9 +1,10 @@
 //! Frameworks: sessions, failover, completion.
 
+use proffer_broker::Lost;
 use proffer_types::call::Call;
-use proffer_types::command::Rejection;
+use proffer_types::command::{Ack, AdminId, CallId, Rejection};
 use proffer_types::event::{AgentOrder, FrameworkEvent, Refused, StreamEnd};
-use proffer_types::{FrameworkState, Reason, TaskId, TaskState};
+use proffer_types::{FrameworkState, Reason, RequestId, TaskId, TaskState};
 
 use crate::harness::Harness;
 
@@ -116,4 +117,130 @@ fn reconciliation_says_what_is_known_and_what_is_not() {
     h.call(Call::Reconcile { framework: framework.id, session: framework.session, tasks });
     let states: Vec<_> = h.updates(&framework).into_iter().map(|u| u.status.map(|s| s.state)).collect();
     assert_eq!(states, [Some(TaskState::Staging), None]);
+}
+
+/// The end of the old stream is on its way through the log when the framework is back.
+#[test]
+fn a_quick_return_is_not_undone_by_the_end_before_it() {
+    let mut h = Harness::new();
+    let mut fw = h.framework(&["*"]);
+    h.hold = true;
+    h.tell(Call::SubscriberGone { connection: fw.connection });
+    fw.connection = h.connection();
+    h.call(fw.subscribe(Some(fw.id), Some(fw.session)));
+    h.hold = false;
+    h.settle();
+    h.subscribed(&mut fw);
+    assert_eq!(h.registry.framework(fw.id).unwrap().state, FrameworkState::Connected);
+    h.pass(10 * 60_000);
+    assert_eq!(h.registry.framework(fw.id).unwrap().state, FrameworkState::Connected);
+}
+
+#[test]
+fn a_new_leader_does_not_give_up_on_a_framework_that_is_just_coming() {
+    let mut h = Harness::new();
+    let mut fw = h.framework_with(&["*"], |info| info.failover_timeout_ms = 0);
+    h.new_leader();
+    h.pass(74_999);
+    h.hold = true;
+    fw.connection = h.connection();
+    h.call(fw.subscribe(Some(fw.id), Some(fw.session)));
+    h.pass(10);
+    h.hold = false;
+    h.settle();
+    h.subscribed(&mut fw);
+    h.pass(60_000);
+    assert_eq!(h.registry.framework(fw.id).unwrap().state, FrameworkState::Connected);
+}
+
+#[test]
+fn a_lost_disconnect_is_proposed_again() {
+    let mut h = Harness::new();
+    let fw = h.framework(&["*"]);
+    h.hold = true;
+    h.tell(Call::SubscriberGone { connection: fw.connection });
+    h.lose_one(Lost::Failed);
+    h.hold = false;
+    h.pass(2_000);
+    assert!(matches!(h.registry.framework(fw.id).unwrap().state, FrameworkState::Disconnected { .. }));
+    // The completion may be lost just the same.
+    h.hold = true;
+    h.pass(60_000);
+    while !h.held.is_empty() {
+        h.lose_one(Lost::Failed);
+    }
+    h.hold = false;
+    h.pass(2_000);
+    assert!(h.registry.framework(fw.id).unwrap().is_completed());
+}
+
+#[test]
+fn a_session_is_fenced_though_its_successor_left_before_it_opened() {
+    let mut h = Harness::new();
+    let agent = h.agent("cpus:1;mem:1GiB");
+    let fw = h.framework(&["*"]);
+    h.hold = true;
+    let connection = h.connection();
+    let next = fw.successor(connection);
+    h.call(next.subscribe(Some(fw.id), None));
+    h.tell(Call::SubscriberGone { connection });
+    h.hold = false;
+    h.settle();
+    assert_eq!(h.streams[&fw.connection].end, Some(StreamEnd::SessionFenced));
+    assert!(h.broker.offers().next().is_none(), "{:?}", agent.id);
+}
+
+#[test]
+fn a_repetition_with_other_content_is_refused_while_the_first_is_on_its_way() {
+    let mut h = Harness::new();
+    h.agent("cpus:4;mem:4GiB");
+    let mut fw = h.framework(&["*"]);
+    let offer = h.offers(&fw).remove(0);
+    h.launch(&mut fw, &offer, "a", "cpus:1");
+    h.hold = true;
+    let kill = |call, task| Call::Kill { call, task: TaskId::new(task).unwrap(), grace_ms: None };
+    let call = fw.call_id();
+    let first = h.call(kill(call, "a"));
+    let same = h.call(kill(call, "a"));
+    let other = h.call(kill(CallId { content: call.content + 1, ..call }, "a"));
+    assert_eq!(h.answers[&other], Err(Refused::Rejected(Rejection::ContentDiffers)));
+    h.hold = false;
+    h.settle();
+    assert!(h.answers[&first].is_ok());
+    assert_eq!(h.answers[&first], h.answers[&same]);
+}
+
+#[test]
+fn a_repeated_teardown_is_answered_from_what_is_stored() {
+    let mut h = Harness::new();
+    let mut fw = h.framework(&["*"]);
+    let call = fw.call_id();
+    let first = h.call(Call::Teardown { call });
+    let again = h.call(Call::Teardown { call });
+    assert!(h.answers[&again].is_ok(), "{:?}", h.answers[&again]);
+    assert_eq!(h.answers[&first], h.answers[&again]);
+}
+
+#[test]
+fn a_repeated_kill_of_an_operator_is_answered_after_the_task_is_gone() {
+    let mut h = Harness::new();
+    let agent = h.agent("cpus:4;mem:4GiB");
+    let mut fw = h.framework(&["*"]);
+    let offer = h.offers(&fw).remove(0);
+    let launch = h.launch(&mut fw, &offer, "a", "cpus:1");
+    let kill = Call::AdminKill {
+        call: AdminId { request: RequestId(9), time: h.registry.time() },
+        framework: fw.id,
+        task: TaskId::new("a").unwrap(),
+        grace_ms: None,
+    };
+    let first = h.call(kill.clone());
+    h.status(&agent, launch, 1, TaskState::Killed);
+    let acks = vec![Ack { launch, master_seq: 0, task_seq: 1 }];
+    let call = fw.call_id();
+    h.call(Call::Acknowledge { call, acks });
+    assert!(h.registry.task(launch).is_none());
+    let again = h.call(kill);
+    assert!(h.answers[&again].is_ok(), "{:?}", h.answers[&again]);
+    assert_eq!(h.answers[&first], h.answers[&again]);
 }

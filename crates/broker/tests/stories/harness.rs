@@ -308,7 +308,7 @@ pub(crate) struct TestAgent {
 }
 
 impl TestAgent {
-    fn hello(&self, agent: Option<AgentId>) -> Box<Hello> {
+    pub(crate) fn hello(&self, agent: Option<AgentId>) -> Box<Hello> {
         Box::new(Hello {
             agent,
             instance: self.instance,
