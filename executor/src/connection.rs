@@ -65,9 +65,7 @@ impl Connection {
             Ok(Some(datagram)) => Ok(Some(datagram)),
             Ok(None) => Err(Received::End),
             Err(seqpacket::Error::WouldBlock) => Ok(None),
-            Err(
-                error @ (seqpacket::Error::TooLarge { .. } | seqpacket::Error::TooManyDescriptors { .. }),
-            ) => Err(Received::Refused(error.to_string())),
+            Err(error @ seqpacket::Error::TooLarge { .. }) => Err(Received::Refused(error.to_string())),
             Err(error) => Err(Received::Broken(error.to_string())),
         }
     }

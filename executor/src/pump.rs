@@ -75,6 +75,10 @@ impl Pump {
         while let Some(control) = &self.control {
             match seqpacket::recv(control.as_fd()) {
                 Ok(Some(datagram)) => {
+                    if datagram.descriptors_lost {
+                        // Passed over, the stream would never be read: the next pump is told of it again.
+                        return Err(io::Error::other("no descriptor is free"));
+                    }
                     let Some(add) = Add::decode(&datagram.body) else { continue };
                     let Ok([pipe, dir]) = <[OwnedFd; 2]>::try_from(datagram.descriptors) else { continue };
                     self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, add.stream))?;

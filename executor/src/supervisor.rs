@@ -395,9 +395,17 @@ impl Supervisor {
                 })?);
             }
         }
-        let isolation = match &self.template {
-            Some(template) if checked.linux => launcher::Isolation::Linux(template),
-            _ => launcher::Isolation::Process,
+        for end in &ends {
+            // So that a task can open its own /dev/stdout. Only root may give it away, and must.
+            let (uid, gid) =
+                (nix::unistd::Uid::from_raw(request.uid), nix::unistd::Gid::from_raw(request.gid));
+            let _ = nix::unistd::fchown(end, Some(uid), Some(gid));
+        }
+        let (isolation, null_in, null_out) = match &self.template {
+            Some(template) if checked.linux => {
+                (launcher::Isolation::Linux(template), template.null(), template.null())
+            }
+            _ => (launcher::Isolation::Process, self.null_in.as_fd(), self.null_out.as_fd()),
         };
         heap::keep_out_of_children();
         let container = launcher::spawn(&launcher::Request {
@@ -412,9 +420,9 @@ impl Supervisor {
             sandbox: checked.sandbox(),
             cgroup_dir: checked.cgroup_dir(),
             cgroup_procs: &checked.cgroup_procs(),
-            stdin: self.null_in.as_fd(),
-            stdout: ends.first().unwrap_or(&self.null_out).as_fd(),
-            stderr: ends.get(1).unwrap_or(&self.null_out).as_fd(),
+            stdin: null_in,
+            stdout: ends.first().map_or(null_out, AsFd::as_fd),
+            stderr: ends.get(1).map_or(null_out, AsFd::as_fd),
             bounding_set_dropped: self.template.is_some(),
         })?;
         drop(ends);

@@ -116,6 +116,8 @@ steps! {
     TemplateCover = 44, "template cover";
     /// Sending the namespace's descriptor.
     TemplateSend = 45, "template send";
+    /// A session keyring of its own.
+    Keyring = 46, "join session keyring";
 }
 
 impl fmt::Display for Step {

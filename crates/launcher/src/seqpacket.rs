@@ -2,7 +2,7 @@
 //!
 //! Nothing here waits unless the descriptor it is given is a blocking one.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -10,9 +10,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{PeerCredentials, SndBuf};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    accept4, bind, connect as connect_socket, getsockopt, listen as listen_socket, recvmsg, sendmsg,
-    setsockopt, socket,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
+    connect as connect_socket, getsockopt, listen as listen_socket, sendmsg, setsockopt, socket,
 };
 
 /// The largest datagram, in bytes.
@@ -34,7 +33,7 @@ pub enum Error {
     /// More descriptors than a datagram may carry.
     #[error("{count} descriptors exceed the {DESCRIPTORS_MAX} of a datagram")]
     TooManyDescriptors {
-        /// How many; of a received datagram, how many came through.
+        /// How many.
         count: usize,
     },
     /// The socket is full (sending) or empty (receiving) and not to be waited for.
@@ -58,6 +57,8 @@ pub struct Datagram {
     pub body: Vec<u8>,
     /// Its descriptors, close-on-exec, in the order in which they were sent.
     pub descriptors: Vec<OwnedFd>,
+    /// More were sent than this process could take: there were too many, or it may have no more open.
+    pub descriptors_lost: bool,
 }
 
 /// The other end of a connection, as the kernel saw it when it connected.
@@ -138,29 +139,15 @@ pub fn send(connection: BorrowedFd<'_>, body: &[u8], descriptors: &[BorrowedFd<'
     }
 }
 
-/// Receives one datagram; `None` at the end of the connection. A datagram that is too large, or carries too
-/// many descriptors, is consumed and reported.
+/// Receives one datagram; `None` at the end of the connection. A datagram that is too large is consumed and
+/// reported.
 pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
     let Some(length) = next_length(connection)? else { return Ok(None) };
     // One that is too large is truncated, and so told.
     let mut body = vec![0; length.min(DATAGRAM_MAX)];
-    let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
     let (length, flags, descriptors) = loop {
-        let mut slices = [IoSliceMut::new(&mut body)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_TRUNC;
-        match recvmsg::<()>(connection.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-            Ok(message) => {
-                let mut descriptors = Vec::new();
-                if let Ok(control) = message.cmsgs() {
-                    for rights in control {
-                        if let ControlMessageOwned::ScmRights(fds) = rights {
-                            // SAFETY: the kernel has just installed them for this process.
-                            descriptors.extend(fds.iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                        }
-                    }
-                }
-                break (message.bytes, message.flags, descriptors);
-            }
+        match recv_with_descriptors(connection, &mut body) {
+            Ok(received) => break received,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
             // A peer that closed with unread data: for this side the connection is at its end.
@@ -168,17 +155,52 @@ pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
             Err(error) => return Err(Error::Io { operation: "recvmsg", source: error.into() }),
         }
     };
-    if flags.contains(MsgFlags::MSG_TRUNC) {
+    if flags & libc::MSG_TRUNC != 0 {
         return Err(Error::TooLarge { size: length });
-    }
-    if flags.contains(MsgFlags::MSG_CTRUNC) {
-        return Err(Error::TooManyDescriptors { count: descriptors.len() });
     }
     if length == 0 {
         return Ok(None);
     }
     body.truncate(length);
-    Ok(Some(Datagram { body, descriptors }))
+    Ok(Some(Datagram { body, descriptors, descriptors_lost: flags & libc::MSG_CTRUNC != 0 }))
+}
+
+/// recvmsg(2): the datagram's true length, its flags and its descriptors. By hand, because nix keeps back the
+/// descriptors of a message that lost some, which would stay open for good.
+fn recv_with_descriptors(
+    connection: BorrowedFd<'_>,
+    body: &mut [u8],
+) -> nix::Result<(usize, libc::c_int, Vec<OwnedFd>)> {
+    // SAFETY: plain arithmetic.
+    const SPACE: usize = unsafe { libc::CMSG_SPACE((DESCRIPTORS_MAX * size_of::<RawFd>()) as u32) } as usize;
+    // Of words, for the alignment of a header.
+    let mut space = [0u64; SPACE.div_ceil(8)];
+    let mut slice = libc::iovec { iov_base: body.as_mut_ptr().cast(), iov_len: body.len() };
+    // SAFETY: a msghdr of zeroes is an empty one.
+    let mut message = unsafe { std::mem::zeroed::<libc::msghdr>() };
+    message.msg_iov = &mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = space.as_mut_ptr().cast();
+    message.msg_controllen = SPACE as _;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC;
+    // SAFETY: everything that `message` points to is owned here and as long as it says.
+    let length = unsafe { libc::recvmsg(connection.as_raw_fd(), &mut message, flags) };
+    let length = Errno::result(length)? as usize;
+    let mut descriptors = Vec::new();
+    // SAFETY: the kernel has filled in `message`; what it installed for this process is owned by nobody else.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&message);
+        while let Some(control) = header.as_ref() {
+            if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let bytes = control.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let first = libc::CMSG_DATA(header).cast::<RawFd>();
+                let numbers = (0..bytes / size_of::<RawFd>()).map(|index| first.add(index).read_unaligned());
+                descriptors.extend(numbers.map(|fd| OwnedFd::from_raw_fd(fd)));
+            }
+            header = libc::CMSG_NXTHDR(&message, header);
+        }
+    }
+    Ok((length, message.msg_flags, descriptors))
 }
 
 /// The length of the datagram that waits, so that no more is allocated than it takes; `None` at the end.
@@ -258,5 +280,20 @@ mod tests {
         assert!(matches!(recv(b.as_fd()), Err(Error::TooLarge { .. })));
         send(a.as_fd(), b"next", &[]).expect("send");
         assert_eq!(recv(b.as_fd()).expect("recv").expect("a datagram").body, b"next");
+    }
+
+    #[test]
+    fn what_comes_of_lost_descriptors_is_told_and_not_leaked() {
+        let (a, b) = pair().expect("pair");
+        let (read, write) = nix::unistd::pipe().expect("pipe");
+        let raw = vec![write.as_raw_fd(); DESCRIPTORS_MAX + 4];
+        let (body, rights) = ([IoSlice::new(b"body")], [ControlMessage::ScmRights(&raw)]);
+        sendmsg::<()>(a.as_raw_fd(), &body, &rights, MsgFlags::empty(), None).expect("sendmsg");
+        drop(write);
+        let got = recv(b.as_fd()).expect("recv").expect("a datagram");
+        assert!(got.descriptors_lost && got.body == b"body");
+        assert_eq!(got.descriptors.len(), DESCRIPTORS_MAX);
+        drop(got);
+        assert_eq!(nix::unistd::read(&read, &mut [0; 1]), Ok(0), "nobody holds the other end any more");
     }
 }

@@ -148,6 +148,19 @@ pub(crate) fn capset_empty() -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_capset, ptr::from_ref(&header), sets.as_ptr()) }).map(drop)
 }
 
+/// Gives this process a new, empty session keyring in place of the inherited one, whose keys it would possess
+/// whatever its user.
+pub(crate) fn new_session_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    let anonymous = ptr::null::<c_char>();
+    // SAFETY: a null name is an anonymous keyring.
+    match check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, anonymous) }) {
+        // A kernel without keys, or a filter around all of us that denies them: to the container too.
+        Err(libc::ENOSYS | libc::EPERM) => Ok(()),
+        joined => joined.map(drop),
+    }
+}
+
 pub(crate) fn setgroups_empty() -> Result<(), Errno> {
     // SAFETY: zero groups are read.
     check(unsafe { libc::syscall(libc::SYS_setgroups, 0usize, ptr::null::<u32>()) }).map(drop)

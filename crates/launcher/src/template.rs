@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,7 @@ const SYSTEM_ITSELF: [&str; 6] = ["/", "/var", "/var/lib", "/opt", "/srv", "/sbi
 #[derive(Debug)]
 pub struct Template {
     namespace: OwnedFd,
+    null: OwnedFd,
 }
 
 impl Template {
@@ -67,12 +68,18 @@ impl Template {
         // SAFETY: no status is written. The child ends by itself: it waits for nothing.
         while unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } == -1 && sys::errno() == libc::EINTR {}
         match seqpacket::recv(own.as_fd()) {
-            Ok(Some(mut answer)) => match answer.descriptors.pop() {
-                Some(namespace) => Ok(Template { namespace }),
-                None => Err(decode_error(&answer.body)),
+            Ok(Some(answer)) => match <[OwnedFd; 2]>::try_from(answer.descriptors) {
+                Ok([namespace, null]) => Ok(Template { namespace, null }),
+                Err(_) => Err(decode_error(&answer.body)),
             },
             _ => Err(failed(libc::ECHILD)),
         }
+    }
+
+    /// The namespace's own /dev/null, for reading and writing. The host's must not be handed to a container: a task
+    /// of user 0 owns it, and could take it from the whole host with fchmod. This one lies on a read-only mount.
+    pub fn null(&self) -> BorrowedFd<'_> {
+        self.null.as_fd()
     }
 
     pub(crate) fn as_raw_fd(&self) -> RawFd {
@@ -82,8 +89,8 @@ impl Template {
 
 fn build_and_send(covers: &[PathBuf], answer: &OwnedFd) {
     match build_here(covers) {
-        Ok(namespace) => {
-            let _ = seqpacket::send(answer.as_fd(), b"ns", &[namespace.as_fd()]);
+        Ok((namespace, null)) => {
+            let _ = seqpacket::send(answer.as_fd(), b"ns", &[namespace.as_fd(), null.as_fd()]);
         }
         Err(error) => {
             let object = error.object.unwrap_or_default();
@@ -102,8 +109,8 @@ fn decode_error(text: &[u8]) -> Error {
     Error { step: step.unwrap_or(Step::TemplateChild), errno, object }
 }
 
-/// Turns this process's view into the template and returns its namespace.
-fn build_here(covers: &[PathBuf]) -> Result<OwnedFd, Error> {
+/// Turns this process's view into the template and returns its namespace and its /dev/null.
+fn build_here(covers: &[PathBuf]) -> Result<(OwnedFd, OwnedFd), Error> {
     // Everyone must be able to pass through what is made here, whatever the supervisor's own mask.
     // SAFETY: integers only, and the mask is this short-lived process's own.
     unsafe { libc::umask(0o022) };
@@ -138,7 +145,9 @@ fn build_here(covers: &[PathBuf]) -> Result<OwnedFd, Error> {
     for file in socket_files {
         cover(&file, c"/dev/null")?;
     }
-    Ok(namespace.into())
+    let null = fs::File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|error| Error::at(Step::TemplateSend, "/dev/null", errno_of(&error)))?;
+    Ok((namespace.into(), null.into()))
 }
 
 /// The directories to cover, without symlinks and without what is out of sight already, outermost first.

@@ -37,10 +37,9 @@ struct HostSocket {
 }
 
 impl HostSocket {
-    fn bind() -> Self {
-        let base = ["/opt", "/srv", "/"].map(Path::new).into_iter().find(|dir| dir.is_dir());
-        let dir =
-            base.expect("a directory outside the covers").join(format!("proffer-{}", std::process::id()));
+    fn bind(base: &[&str]) -> Self {
+        let base = base.iter().map(Path::new).find(|dir| dir.is_dir()).expect("one of the directories");
+        let dir = base.join(format!("proffer-{}", std::process::id()));
         fs::create_dir(&dir).expect("socket directory");
         let path = dir.join("socket");
         let listener = std::os::unix::net::UnixListener::bind(&path).expect("socket");
@@ -123,7 +122,10 @@ fn start(argv: &[&str], options: &Options<'_>) -> Result<(Container, fs::File), 
         sandbox: options.sandbox,
         cgroup_dir: options.cgroup_dir,
         cgroup_procs: options.cgroup_procs,
-        stdin: null.as_fd(),
+        stdin: match options.isolation {
+            Isolation::Linux(template) => template.null(),
+            Isolation::Process => null.as_fd(),
+        },
         stdout: write.as_fd(),
         stderr: write.as_fd(),
         bounding_set_dropped: false,
@@ -262,28 +264,73 @@ fn a_host_socket_cannot_be_reached() {
     if !root() {
         return;
     }
-    let host = HostSocket::bind();
-    let template = Template::build(&[]).expect("template");
-    let socket = host.path.display();
-    let script = format!(
-        "import socket\ns=socket.socket(socket.AF_UNIX)\ntry:\n s.connect('{socket}')\n \
-                          print('CONNECTED')\nexcept OSError as e: print(e)"
-    );
-    let outside = std::process::Command::new("python3").args(["-c", &script]).output();
-    match outside {
-        Ok(output) if output.status.success() => {
-            assert_eq!(String::from_utf8_lossy(&output.stdout), "CONNECTED\n", "the probe itself works");
+    // In a place that is always covered, and in one that is covered because there is a socket.
+    for base in [&["/run"][..], &["/opt", "/srv", "/"]] {
+        let host = HostSocket::bind(base);
+        let template = Template::build(&[]).expect("template");
+        let socket = host.path.display();
+        let script = format!(
+            "import socket\ns=socket.socket(socket.AF_UNIX)\ntry:\n s.connect('{socket}')\n \
+                              print('CONNECTED')\nexcept OSError as e: print(e)"
+        );
+        let outside = std::process::Command::new("python3").args(["-c", &script]).output();
+        match outside {
+            Ok(output) if output.status.success() => {
+                assert_eq!(String::from_utf8_lossy(&output.stdout), "CONNECTED\n", "the probe itself works");
+            }
+            _ => {
+                eprintln!("SKIPPED: needs python3");
+                return;
+            }
         }
-        _ => {
-            eprintln!("skipped: needs python3");
-            return;
+        for uid in [NOBODY, 0] {
+            let isolation = Isolation::Linux(&template);
+            let ran = run(&["python3", "-c", &script], &Options { uid, isolation, ..Options::default() });
+            assert!(ran.output.contains("No such file"), "{base:?}, user {uid}: {}", ran.output);
         }
     }
-    let ran = run(
-        &["python3", "-c", &script],
-        &Options { isolation: Isolation::Linux(&template), ..Options::default() },
-    );
-    assert!(ran.output.contains("No such file"), "{}", ran.output);
+}
+
+#[test]
+fn no_inherited_descriptor_leads_to_the_host() {
+    if !root() {
+        return;
+    }
+    // User 0 owns the host's /dev/null, and with a descriptor of it could take it from everyone.
+    let script = "chmod 0666 /proc/self/fd/0; cat; echo x > /dev/null";
+    let ran = run(&["sh", "-c", script], &Options { uid: 0, ..linux() });
+    assert_eq!(ran.events, exited(0), "{}", ran.output);
+    assert!(ran.output.contains("Read-only"), "{}", ran.output);
+}
+
+#[test]
+// There is no other way to a key than its system calls.
+#[allow(unsafe_code)]
+fn keys_of_the_host_are_out_of_reach() {
+    if !root() {
+        return;
+    }
+    // A thread of its own, whose keyring ends with it.
+    let test = || {
+        const ADD_KEY_TO_SESSION: i32 = -3;
+        // SAFETY: C strings; a null name joins a new session keyring.
+        let key = unsafe {
+            let join = libc::syscall(libc::SYS_keyctl, 1, std::ptr::null::<u8>());
+            assert!(join > 0, "no keyring here");
+            let (kind, name, secret) = (c"user".as_ptr(), c"proffer-secret".as_ptr(), c"x".as_ptr());
+            libc::syscall(libc::SYS_add_key, kind, name, secret, 1usize, ADD_KEY_TO_SESSION)
+        };
+        assert!(key > 0, "a key of the supervisor's");
+        // The one that inherits the keyring shows that the probe works.
+        let probe = ["sh", "-c", "grep -c proffer-secret /proc/keys"];
+        assert_eq!(run(&probe, &Options::default()).output, "1\n");
+        assert_eq!(run(&probe, &linux()).output, "0\n");
+    };
+    if !Path::new("/proc/keys").exists() {
+        eprintln!("SKIPPED: needs a kernel with keys");
+        return;
+    }
+    std::thread::spawn(test).join().expect("the thread");
 }
 
 #[test]
