@@ -46,6 +46,8 @@ const SUFFIX_BYTES: usize = 24;
 enum Outcome {
     Launched(Vec<Copy>, Result<Accepted, CallError>),
     Asked(Result<(), CallError>),
+    /// Offers are wanted, or are not, as asked.
+    Demanded(Result<(), CallError>),
     Gathered(TaskId, Result<(), Failure>),
 }
 
@@ -69,6 +71,8 @@ struct Run<'a> {
     pending: JoinSet<Outcome>,
     /// Whether the leader was told that offers are wanted.
     demand: bool,
+    /// Whether that is still on its way.
+    demanding: bool,
     stop: Stop,
     stopping_since: Option<Instant>,
     fatal: Option<Failure>,
@@ -114,6 +118,7 @@ pub(crate) async fn run(cluster: &Cluster, args: RunArgs, out: &Out) -> Result<u
         readers: Arc::new(Semaphore::new(STREAMS_MAX as usize)),
         pending: JoinSet::new(),
         demand: true,
+        demanding: false,
         stop: Stop::No,
         stopping_since: None,
         fatal: None,
@@ -229,14 +234,16 @@ impl Run<'_> {
     fn on_offer(&mut self, offer: Offer) {
         let copies = self.plan.take(&offer.resources, &self.spec.resources);
         let handle = self.handle.clone();
+        // What is left is of no use for a while, unless it is only us who have enough at the moment.
+        let filter = if self.plan.wants_offers(true) { None } else { Some(Duration::ZERO) };
         if copies.is_empty() {
-            self.pending.spawn(async move { Outcome::Asked(handle.decline(vec![offer.id], None).await) });
+            self.pending.spawn(async move { Outcome::Asked(handle.decline(vec![offer.id], filter).await) });
             return;
         }
         let tasks = copies.iter().map(|copy| self.plan.launch(*copy)).collect();
         let launch = Launch { spec: self.spec.clone(), tasks };
         self.pending
-            .spawn(async move { Outcome::Launched(copies, handle.launch(&offer, launch, None).await) });
+            .spawn(async move { Outcome::Launched(copies, handle.launch(&offer, launch, filter).await) });
     }
 
     fn on_outcome(&mut self, outcome: Outcome) {
@@ -267,6 +274,12 @@ impl Run<'_> {
             Outcome::Launched(copies, Err(error)) => {
                 copies.into_iter().for_each(|copy| self.plan.refused(copy, false));
                 self.on_call_error(error);
+            }
+            Outcome::Demanded(result) => {
+                self.demanding = false;
+                if let Err(error) = result {
+                    self.on_call_error(error);
+                }
             }
             Outcome::Asked(Ok(())) => {}
             Outcome::Asked(Err(error)) => self.on_call_error(error),
@@ -321,15 +334,16 @@ impl Run<'_> {
     }
 
     fn ask_for_offers(&mut self) {
-        let wanted = self.plan.wants_offers();
-        if wanted == self.demand {
+        let wanted = self.plan.wants_offers(self.demand);
+        // One at a time: two on their way could arrive in either order.
+        if wanted == self.demand || self.demanding {
             return;
         }
-        self.demand = wanted;
+        (self.demand, self.demanding) = (wanted, true);
         let handle = self.handle.clone();
         self.pending.spawn(async move {
             let roles = Vec::new();
-            Outcome::Asked(if wanted { handle.revive(roles).await } else { handle.suppress(roles).await })
+            Outcome::Demanded(if wanted { handle.revive(roles).await } else { handle.suppress(roles).await })
         });
     }
 

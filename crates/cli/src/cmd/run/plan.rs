@@ -7,6 +7,8 @@ use proffer_types::{Resources, Status, TaskId, TaskLaunch, TaskState};
 /// Tasks whose output is not gathered yet: far below the finished tasks that the cluster remembers of a framework
 /// (1,000), because the output of a forgotten task cannot be asked for.
 const UNGATHERED_MAX: usize = 512;
+/// Once there were that many, offers are wanted again when so few are left: not for every single one.
+const UNGATHERED_FEW: usize = UNGATHERED_MAX / 2;
 /// A task that was never started (DROPPED) is launched again this often.
 const ATTEMPTS_MAX: u32 = 10;
 /// Tasks in one call: the cluster's limit is 10,000, and offers seldom hold more.
@@ -170,9 +172,9 @@ impl Plan {
         self.given.keys()
     }
 
-    /// Whether offers are of use now.
-    pub(crate) fn wants_offers(&self) -> bool {
-        !self.waiting.is_empty() && self.unsettled() < UNGATHERED_MAX
+    /// Whether offers are of use now; `wanted` is whether they were until now.
+    pub(crate) fn wants_offers(&self, wanted: bool) -> bool {
+        !self.waiting.is_empty() && self.unsettled() < if wanted { UNGATHERED_MAX } else { UNGATHERED_FEW }
     }
 
     /// Whether something waits while nothing runs.
@@ -235,7 +237,7 @@ mod tests {
         assert_eq!(plan.take(&r("cpus:1.9;mem:1GiB"), &each).len(), 16, "memory is the limit");
         assert_eq!(plan.take(&r("cpus:0.05;mem:1GiB"), &each).len(), 0);
         assert_eq!(plan.take(&r("cpus:100;mem:100GiB"), &each).len(), 84);
-        assert!(!plan.wants_offers() && !plan.all_launched());
+        assert!(!plan.wants_offers(true) && !plan.all_launched());
     }
 
     #[test]
@@ -244,15 +246,20 @@ mod tests {
         let (offer, each) = (r("cpus:1000"), r("cpus:0.1"));
         let copies = plan.take(&offer, &each);
         assert_eq!(copies.len(), UNGATHERED_MAX);
-        assert!(!plan.wants_offers() && plan.take(&offer, &each).is_empty());
+        assert!(!plan.wants_offers(true) && plan.take(&offer, &each).is_empty());
         for copy in &copies {
             assert_eq!(plan.on_status(&id(&plan, *copy), &status(TaskState::Running)), Step::Gather);
             assert_eq!(plan.on_status(&id(&plan, *copy), &status(TaskState::Finished)), Step::Nothing);
         }
-        assert!(!plan.wants_offers(), "all have ended, no output is read");
+        assert!(!plan.wants_offers(true), "all have ended, no output is read");
         plan.gathered();
-        assert!(plan.wants_offers());
+        assert!(
+            plan.wants_offers(true) && !plan.wants_offers(false),
+            "one is not worth asking for offers again"
+        );
         assert_eq!(plan.take(&offer, &each).len(), 1);
+        (0..UNGATHERED_FEW).for_each(|_| plan.gathered());
+        assert!(plan.wants_offers(false));
     }
 
     #[test]
@@ -279,7 +286,7 @@ mod tests {
         plan.launched(copies[0]);
         plan.refused(copies[1], false);
         plan.refused(copies[2], true);
-        assert!(plan.wants_offers() && !plan.all_launched());
+        assert!(plan.wants_offers(true) && !plan.all_launched());
         let names: Vec<_> =
             plan.take(&r("cpus:3"), &each).into_iter().map(|copy| id(&plan, copy).to_string()).collect();
         assert_eq!(names, ["x.3-2", "x.2"]);
