@@ -150,7 +150,7 @@ impl Mind {
         let lost = self.leadership.as_ref().is_some_and(|l| !role.gate_open || l.term != role.term);
         if lost && let Some(leadership) = self.leadership.take() {
             self.tags_used = leadership.broker.tags_end();
-            let effects = leadership.broker.end(self.leader_address.clone());
+            let effects = leadership.broker.end();
             self.outputs.extend(effects.into_iter().map(Output::Effect));
             self.outputs.push(Output::Follows);
         }

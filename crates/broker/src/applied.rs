@@ -24,7 +24,8 @@ pub enum Lost {
 }
 
 impl Broker {
-    /// An entry was applied: `changes` is what became true, `tag` tells whose proposal it was.
+    /// An entry was applied: `changes` is what became true, `tag` tells whose proposal it was. What that frees is
+    /// offered by the next [`Self::on_time`], once for all the entries of a batch.
     pub fn on_applied(
         &mut self,
         registry: &Registry,
@@ -77,7 +78,6 @@ impl Broker {
         if let Some(waiting) = waiting {
             self.settle(registry, index, waiting, changes);
         }
-        self.make_offers(registry);
     }
 
     /// A proposal is lost.

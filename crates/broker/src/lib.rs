@@ -240,7 +240,7 @@ impl Broker {
     }
 
     /// Leadership is lost: every stream ends, every call that waits has an unknown outcome.
-    pub fn end(mut self, leader: Option<String>) -> Vec<Effect> {
+    pub fn end(mut self) -> Vec<Effect> {
         for connection in self.peers.keys().chain(self.greeting.keys()).copied().collect::<BTreeSet<_>>() {
             self.effects.push(Effect::Close { connection, end: StreamEnd::NotLeader });
         }
@@ -252,7 +252,6 @@ impl Broker {
                 self.effects.push(Effect::Answer { reply, result: Err(Refused::OutcomeUnknown) });
             }
         }
-        let _ = leader;
         self.effects
     }
 

@@ -72,7 +72,7 @@ impl Harness {
         let next =
             Broker::begin(Settings::default(), epoch(self.term), 0, self.registry.time(), &self.registry);
         let old = std::mem::replace(&mut self.broker, next);
-        for effect in old.end(None) {
+        for effect in old.end() {
             self.effect(effect);
         }
         self.now = self.registry.time().0;
@@ -111,6 +111,10 @@ impl Harness {
                 break;
             }
             self.apply_one();
+        }
+        self.broker.on_time(&self.registry, ClusterTime(self.now));
+        for effect in self.broker.take_effects() {
+            self.effect(effect);
         }
         if !self.hold {
             self.broker.check(&self.registry).expect("broker and registry agree");
