@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use proffer_types::call::ConnectionId;
 use proffer_types::event::{AgentOrder, FrameworkEvent, StreamEnd};
@@ -11,9 +12,14 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{Notice, View};
 
-/// Items that a stream may be behind. An event is some hundred bytes, a launch at most a spec (64 KiB, shared by its
-/// tasks), so a stream holds a few megabytes at most.
+/// Items that a stream may be behind while its reader takes nothing. An event is some hundred bytes, a launch at most
+/// a spec (64 KiB, shared by its tasks), so such a stream holds a few megabytes.
 const OUTBOX_ITEMS: usize = 8_192;
+/// How long a reader may take nothing before that counts.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Items that a stream may be behind in any case. One Accept has up to 10,000 launches, one loss of an agent as many
+/// updates as it had tasks: what comes at once must fit in, or a stream that begins with it would never last.
+const OUTBOX_ITEMS_MAX: usize = 131_072;
 
 /// To whoever serves a framework's stream.
 #[derive(Clone, Debug)]
@@ -37,6 +43,8 @@ pub enum FrameworkItem {
 struct Queue<T> {
     items: VecDeque<T>,
     end: Option<StreamEnd>,
+    /// When the reader last took something, or found nothing to take.
+    taken_at: Instant,
 }
 
 /// A queue with one writer, the driver, and one reader.
@@ -47,14 +55,20 @@ pub(crate) struct Outbox<T> {
 
 impl<T> Outbox<T> {
     pub(crate) fn new() -> Self {
-        Self { queue: Mutex::new(Queue { items: VecDeque::new(), end: None }), readable: Notify::new() }
+        let queue = Queue { items: VecDeque::new(), end: None, taken_at: Instant::now() };
+        Self { queue: Mutex::new(queue), readable: Notify::new() }
     }
 
     /// Puts an item in; a reader that is too far behind loses everything and its stream.
     pub(crate) fn push(&self, item: T) {
         let mut queue = self.lock();
         if queue.end.is_none() {
-            if queue.items.len() >= OUTBOX_ITEMS {
+            let behind = queue.items.len();
+            if behind == 0 {
+                queue.taken_at = Instant::now();
+            }
+            let stopped = behind >= OUTBOX_ITEMS && queue.taken_at.elapsed() > PATIENCE;
+            if stopped || behind >= OUTBOX_ITEMS_MAX {
                 queue.items = VecDeque::new();
                 queue.end = Some(StreamEnd::Resync);
             } else {
@@ -76,6 +90,7 @@ impl<T> Outbox<T> {
             {
                 let mut queue = self.lock();
                 if !queue.items.is_empty() {
+                    queue.taken_at = Instant::now();
                     let count = queue.items.len().min(max);
                     return Ok(queue.items.drain(..count).collect());
                 }
@@ -149,8 +164,22 @@ mod tests {
     #[tokio::test]
     async fn a_slow_reader_is_cut_and_told_so() {
         let outbox = Outbox::new();
-        (0..=OUTBOX_ITEMS).for_each(|n| outbox.push(n));
+        (0..=OUTBOX_ITEMS_MAX).for_each(|n| outbox.push(n));
         assert_eq!(outbox.next(10).await, Err(StreamEnd::Resync));
+        let outbox = Outbox::new();
+        (0..OUTBOX_ITEMS).for_each(|n| outbox.push(n));
+        let long_ago =
+            Instant::now().checked_sub(2 * PATIENCE).expect("the machine has run for some seconds");
+        outbox.lock().taken_at = long_ago;
+        outbox.push(0);
+        assert_eq!(outbox.next(10).await, Err(StreamEnd::Resync));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_reads_is_not_cut_for_much_at_once() {
+        let outbox = Outbox::new();
+        (0..10 * OUTBOX_ITEMS).for_each(|n| outbox.push(n));
+        assert_eq!(outbox.next(usize::MAX).await.map(|items| items.len()), Ok(10 * OUTBOX_ITEMS));
     }
 
     #[tokio::test]

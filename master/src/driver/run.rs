@@ -39,6 +39,10 @@ const SLICE: usize = 1_024;
 /// When to ask again for the output of a task whose agent has no session at the moment.
 const LOGS_RETRY_MS: u64 = 500;
 
+/// How long a read waits for its index. Whatever a leader has told of is applied at the next one within an election
+/// and some commits.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A ticket that waits for its agent.
 struct Ticket {
     data: PendingData,
@@ -54,6 +58,7 @@ struct Glance {
 /// A read that waits for its index.
 struct WaitingView {
     min_index: u64,
+    until: Instant,
     reply: oneshot::Sender<Result<View, Refused>>,
 }
 
@@ -145,18 +150,30 @@ impl Driver {
             self.perform();
         }
         for ask in asks {
-            self.on_ask(ask);
-            self.perform();
+            self.take(ask);
         }
-        // Notices come first in the select; a flood of them must not keep the asks waiting.
-        while let Ok(ask) = self.inbox.asks.try_recv() {
-            self.on_ask(ask);
-            self.perform();
+        // Notices come first in the select; a flood of them must not keep the asks waiting, nor the other way round.
+        for _ in 0..SLICE {
+            let Ok(ask) = self.inbox.asks.try_recv() else { break };
+            self.take(ask);
         }
         self.mind.on_time(self.now());
         self.perform();
         let now = Instant::now();
         self.tickets.retain(|_, ticket| ticket.expires > now);
+        self.end_reads(now);
+    }
+
+    /// Does what is asked, after all that was noticed before it was: a call comes behind its stream's beginning, and
+    /// a call whose stream has ended meanwhile must find that out.
+    fn take(&mut self, ask: Ask) {
+        for _ in 0..self.inbox.notices.len() {
+            let Ok(notice) = self.inbox.notices.try_recv() else { break };
+            self.on_notice(notice);
+            self.perform();
+        }
+        self.on_ask(ask);
+        self.perform();
     }
 
     fn now(&self) -> Now {
@@ -274,6 +291,7 @@ impl Driver {
     fn on_ask(&mut self, ask: Ask) {
         let now = self.now();
         match ask {
+            Ask::Call { call, .. } if self.is_late(&call) => {}
             Ask::Call { caller, call, reply } => {
                 let reply = reply.map(|reply| {
                     self.next_reply += 1;
@@ -286,7 +304,7 @@ impl Driver {
                 if self.mind.broker().is_none() {
                     return drop(reply.send(Err(self.not_leader())));
                 }
-                let waiting = WaitingView { min_index, reply };
+                let waiting = WaitingView { min_index, reply, until: Instant::now() + READ_PATIENCE };
                 if linearizable && let Some(raft) = &self.raft {
                     self.next_read += 1;
                     self.reads.insert(self.next_read, waiting);
@@ -303,6 +321,37 @@ impl Driver {
             Ask::Data { ticket, reply } => {
                 let _ = reply.send(self.tickets.remove(&ticket).map(|ticket| ticket.data));
             }
+        }
+    }
+
+    /// Whether the stream that a call came on or asks for is over: nobody would hear of what it does.
+    fn is_late(&self, call: &Call) -> bool {
+        match call {
+            Call::Subscribe { connection, .. } => !self.frameworks.contains_key(connection),
+            Call::AgentHello { connection, .. }
+            | Call::AgentListing { connection, .. }
+            | Call::AgentStatuses { connection, .. }
+            | Call::AgentAlive { connection }
+            | Call::AgentCleaned { connection, .. } => !self.agents.contains_key(connection),
+            _ => false,
+        }
+    }
+
+    /// Ends the waiting of reads whose index does not come, or whose reader is gone.
+    fn end_reads(&mut self, now: Instant) {
+        let applied = self.mind.registry().applied();
+        for read in std::mem::take(&mut self.early) {
+            if read.reply.is_closed() {
+                continue;
+            }
+            if read.until > now {
+                self.early.push(read);
+                continue;
+            }
+            let _ = read.reply.send(Err(Refused::Invalid {
+                field: "read.min_index".into(),
+                reason: format!("{} is not reached: the leader is at {applied}", read.min_index),
+            }));
         }
     }
 
@@ -498,4 +547,96 @@ fn find_task(registry: &Registry, request: &LogRequest) -> Option<(LaunchId, Age
     let finished =
         || registry.history_of_framework(request.framework).filter(|t| t.task_id == request.task).last();
     live.or_else(finished).map(|task| (task.launch_id, task.agent))
+}
+
+#[cfg(test)]
+mod tests {
+    use proffer_raft::{Entry as LogEntry, RoleChange};
+    use proffer_types::command::{Command, Entry};
+    use proffer_types::{ClusterTime, FrameworkInfo, RequestId, Role as FrameworkRole};
+
+    use super::*;
+
+    /// A driver that leads a formed cluster; its proposals go nowhere.
+    fn leader() -> (Handle, Driver) {
+        let settings = MasterSettings {
+            id: 1,
+            advertise: "a:1".into(),
+            masters: Vec::new(),
+            broker: Settings::default(),
+        };
+        let (handle, mut driver) = Driver::new(settings);
+        let form = Entry {
+            term: 1,
+            time: ClusterTime(0),
+            wall_ms: 0,
+            caller: Caller::master(),
+            command: Command::Form {
+                cluster: ClusterId([7; 16]),
+                masters: vec![(MasterId(1), "a:1".into())],
+            },
+        };
+        let data = proffer_wire::log::encode_entry(&form);
+        let now = driver.now();
+        driver.on_raft(RaftEvent::Committed(vec![LogEntry { index: 1, term: 1, data }]), now);
+        let role = RoleChange { term: 2, role: Role::Leader, leader: Some(1), gate_open: true };
+        driver.on_raft(RaftEvent::Role(role), now);
+        driver.perform();
+        (handle, driver)
+    }
+
+    fn subscribe(connection: ConnectionId) -> Call {
+        let info = FrameworkInfo { roles: vec![FrameworkRole::star()], ..FrameworkInfo::default() };
+        let origin = RequestId(5);
+        Call::Subscribe { connection, framework: None, session: None, origin, info, suppressed: Vec::new() }
+    }
+
+    /// The end of a stream overtakes the call that was made on it.
+    #[tokio::test]
+    async fn a_call_of_a_stream_that_is_gone_does_nothing() {
+        let (handle, mut driver) = leader();
+        for stays in [true, false] {
+            let (connection, stream) = handle.open_framework();
+            handle.tell(Caller::anonymous(), subscribe(connection)).await.expect("room");
+            let _stream = stays.then_some(stream);
+            let ask = driver.inbox.asks.try_recv().expect("the call");
+            for _ in 0..driver.inbox.notices.len() {
+                let notice = driver.inbox.notices.try_recv().expect("a notice");
+                driver.on_notice(notice);
+            }
+            driver.on_ask(ask);
+            let proposed = driver.mind.take_outputs().iter().any(|o| matches!(o, Output::Propose { .. }));
+            assert_eq!(proposed, stays);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_finds_its_stream() {
+        let (handle, mut driver) = leader();
+        let (connection, _stream) = handle.open_framework();
+        handle.tell(Caller::anonymous(), subscribe(connection)).await.expect("room");
+        let ask = driver.inbox.asks.try_recv().expect("the call");
+        driver.take(ask);
+        assert!(driver.frameworks.contains_key(&connection));
+    }
+
+    #[test]
+    fn a_read_does_not_wait_for_ever() {
+        let (_handle, mut driver) = leader();
+        let mut read = |min_index| {
+            let (reply, answer) = oneshot::channel();
+            driver.on_ask(Ask::View { linearizable: false, min_index, reply });
+            (driver.early.len(), answer)
+        };
+        let (waiting, mut answer) = read(1);
+        assert_eq!((waiting, answer.try_recv().expect("an answer").is_ok()), (0, true));
+        let (waiting, mut patient) = read(9);
+        assert_eq!(waiting, 1);
+        let (_, gone) = read(9);
+        drop(gone);
+        driver.end_reads(Instant::now());
+        assert_eq!(driver.early.len(), 1);
+        driver.end_reads(Instant::now() + READ_PATIENCE);
+        assert!(matches!(patient.try_recv().expect("an answer"), Err(Refused::Invalid { .. })));
+    }
 }

@@ -21,6 +21,8 @@ use crate::driver::{AgentStream, Handle, PendingData};
 
 /// How long a new session or data connection may take to say who it is.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a session may take to open: the agent's listing, and a commit on a slow disk.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Sessions that may be opening at once: each costs about 130 µs of a core, so this is a quarter of a second.
 const OPENINGS_MAX: usize = 2_000;
 /// When an agent that was refused for that may come again (milliseconds).
@@ -244,9 +246,15 @@ struct Teller {
 impl Teller {
     async fn run(mut self, opening: Opening) {
         let mut opening = Some(opening);
+        let late = tokio::time::sleep(OPENING_TIMEOUT);
+        tokio::pin!(late);
         let status = loop {
             let orders = tokio::select! {
                 orders = self.stream.next(ITEMS_MAX) => orders,
+                () = late.as_mut(), if opening.is_some() => {
+                    let text = format!("the session did not open within {} s", OPENING_TIMEOUT.as_secs());
+                    break status::deadline(text);
+                }
                 () = self.outlet.closed() => return,
                 failure = self.failure.wait_for(Option::is_some) => {
                     // The agent has ended its half, or the listener has reason to end the session.
