@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// A place with directories and files. What [`File::sync`] and [`Disk::sync_dir`] have not confirmed may be
@@ -68,6 +68,8 @@ pub(crate) fn read_all(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FsDisk;
 
+/// What is kept holds the tasks' environments, with whatever secrets they carry.
+const FILE_MODE: u32 = 0o600;
 /// Zeroes are written in pieces of this size.
 const ZERO_CHUNK: usize = 1 << 20;
 
@@ -77,7 +79,8 @@ impl Disk for FsDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let mut options = fs::File::options();
+        let file = options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE).open(path)?;
         Ok(Box::new(FsFile(file)))
     }
 
@@ -107,7 +110,8 @@ impl Disk for FsDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
-        let file = fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut options = fs::File::options();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Box::new(file)),
             Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
