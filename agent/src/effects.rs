@@ -74,7 +74,7 @@ impl Hands {
         }
         self.write(&mut records)?;
         self.flush(core);
-        if self.store.wants_rewriting(core.held().count()) {
+        if self.store.wants_rewriting() {
             self.store.rewrite(&core.records())?;
         }
         Ok(())

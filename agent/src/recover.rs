@@ -104,8 +104,10 @@ pub struct Store {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     log: Log,
-    /// Records since the last rewriting, and what was needed then.
+    /// Records in the log.
     appended: u64,
+    /// How many of them the last rewriting found needed; 0 before the first.
+    rewritten: u64,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -144,7 +146,7 @@ impl Store {
         let (log, read) = Log::open(disk.clone(), &checkpoint, options)?;
         let appended = read.len() as u64;
         let (records, cut_off) = decode_records(&checkpoint, read)?;
-        let mut store = Self { disk, dir: dir.into(), log, appended, _lock: lock };
+        let mut store = Self { disk, dir: dir.into(), log, appended, rewritten: 0, _lock: lock };
         if cut_off {
             // What comes next must not be taken for the rest of it.
             store.rewrite(&records)?;
@@ -164,9 +166,10 @@ impl Store {
         self.append_encoded(&records.iter().map(encode).collect::<Vec<_>>())
     }
 
-    /// Whether the checkpoint has become so long that it should be rewritten, given how many records are needed.
-    pub fn wants_rewriting(&self, needed: usize) -> bool {
-        self.appended > SURPLUS_MAX + 2 * needed as u64
+    /// Whether the checkpoint has become so long that it should be rewritten: far longer than rewriting left it, or
+    /// a node with many tasks would rewrite it with every step.
+    pub fn wants_rewriting(&self) -> bool {
+        self.appended > SURPLUS_MAX + 2 * self.rewritten
     }
 
     /// Replaces all records by `records`. A crash in the middle leaves the old ones in force.
@@ -177,6 +180,7 @@ impl Store {
         encoded.push((kind::REWRITTEN, Vec::new()));
         self.appended = 0;
         self.append_encoded(&encoded)?;
+        self.rewritten = self.appended;
         Ok(self.log.truncate_front(first)?)
     }
 

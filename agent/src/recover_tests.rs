@@ -84,19 +84,47 @@ fn a_rewritten_checkpoint_replaces_what_was_before() {
     let (mut store, _) = open(dir.path(), BOOT).unwrap();
     store.write_identity(&identity()).unwrap();
     for n in 0..SURPLUS_MAX {
-        assert!(!store.wants_rewriting(0));
+        assert!(!store.wants_rewriting());
         store.append(&[Record::Seen(n)]).unwrap();
     }
     store.append(&[Record::Seen(0)]).unwrap();
-    assert!(store.wants_rewriting(0) && !store.wants_rewriting(1));
+    assert!(store.wants_rewriting());
     store.rewrite(&records()).unwrap();
-    assert!(!store.wants_rewriting(0));
+    assert!(!store.wants_rewriting());
     store.append(&[Record::Seen(9)]).unwrap();
     drop(store);
     let (_store, found) = open(dir.path(), BOOT).unwrap();
     let mut expected = records();
     expected.push(Record::Seen(9));
     assert_eq!(found.records, expected);
+}
+
+#[test]
+fn a_long_list_of_what_is_needed_is_not_rewritten_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(dir.path(), BOOT).unwrap();
+    store.write_identity(&identity()).unwrap();
+    let needed: Vec<Record> = (0..4 * SURPLUS_MAX).map(Record::Seen).collect();
+    store.append(&needed).unwrap();
+    assert!(store.wants_rewriting());
+    store.rewrite(&needed).unwrap();
+    for record in &needed {
+        assert!(!store.wants_rewriting(), "one rewriting pays for thousands of records");
+        store.append(std::slice::from_ref(record)).unwrap();
+    }
+}
+
+#[test]
+fn nobody_else_may_read_what_tasks_are_given() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(dir.path(), BOOT).unwrap();
+    store.append(&records()).unwrap();
+    let files: Vec<_> = std::fs::read_dir(dir.path().join("checkpoint")).unwrap().flatten().collect();
+    assert!(!files.is_empty());
+    for file in files {
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", file.path());
+    }
 }
 
 #[test]

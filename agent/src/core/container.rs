@@ -12,6 +12,15 @@ use proffer_types::{AgentId, CellTag};
 /// What a program is looked up in unless the task says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The limit of a task that holds less memory, so that there is none without a limit: little, for nobody accounts
+/// for it, but enough for a small program to start.
+const MEMORY_BYTES_MIN: u64 = 4 << 20;
+
+/// The memory limit of a launch's container (bytes).
+pub(super) fn memory_limit(order: &LaunchOrder) -> u64 {
+    order.resources.memory_bytes().max(MEMORY_BYTES_MIN)
+}
+
 /// Whose agent starts the container.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
@@ -34,7 +43,7 @@ pub fn container_spec(order: &LaunchOrder, instance: InstanceId, place: Place<'_
         env: environment(order, place).into_iter().collect(),
         user: if spec.user.is_empty() { order.framework_user.clone() } else { spec.user.clone() },
         cpus_milli: order.resources.cpus_milli(),
-        memory_bytes: order.resources.memory_bytes(),
+        memory_bytes: memory_limit(order),
         pids_max: if spec.pids_max == 0 { TASK_PIDS_MAX } else { spec.pids_max },
         hostname: String::new(),
         logs: LogLimits::default(),
@@ -116,5 +125,8 @@ mod tests {
         assert_eq!(env_without_task.join(" "), expected);
         assert!(env.contains(&"PROFFER_TASK_ID=a task".to_owned()));
         assert_eq!((spec.user.as_str(), spec.pids_max), ("daemon", TASK_PIDS_MAX));
+        assert_eq!(spec.memory_bytes, 64 << 20);
+        let order = LaunchOrder { resources: Resources::parse("cpus:1").unwrap(), ..order };
+        assert_eq!(container_spec(&order, InstanceId(1), place).memory_bytes, MEMORY_BYTES_MIN);
     }
 }

@@ -158,7 +158,7 @@ impl Task {
             launch,
             framework: order.framework,
             instance,
-            memory_bytes: order.resources.memory_bytes(),
+            memory_bytes: super::container::memory_limit(order),
             ended: self.phase == Phase::Ended,
         })
     }
