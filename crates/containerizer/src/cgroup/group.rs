@@ -84,16 +84,23 @@ impl Group {
         files.collect::<Result<_, _>>().map(Entry::Procs)
     }
 
-    /// The processes in it, in any hierarchy: none if it does not exist.
-    pub(crate) fn processes(&self) -> BTreeSet<i32> {
-        let texts =
-            self.dirs().into_iter().filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok());
-        // A process outside this pid namespace shows as 0 and could not be signalled by its number.
-        texts
-            .flat_map(|text| {
-                text.lines().filter_map(|l| l.parse().ok()).filter(|&p| p > 0).collect::<Vec<_>>()
-            })
-            .collect()
+    /// The processes in it, in any hierarchy: none if it does not exist. What cannot be read is an error and not an
+    /// empty group: a moment without descriptors must not make a running task look ended.
+    pub(crate) fn processes(&self) -> Result<BTreeSet<i32>, Error> {
+        let mut processes = BTreeSet::new();
+        for dir in self.dirs() {
+            let path = dir.join("cgroup.procs");
+            match fs::read_to_string(&path) {
+                // A process outside this pid namespace shows as 0 and could not be signalled by its number.
+                Ok(text) => {
+                    processes.extend(text.lines().filter_map(|l| l.parse().ok()).filter(|&p: &i32| p > 0))
+                }
+                // Never made, or removed between opening and reading.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+                Err(source) => return Err(Error::Path { operation: "read", path, source }),
+            }
+        }
+        Ok(processes)
     }
 
     /// Whether the group exists in any hierarchy.
@@ -109,41 +116,38 @@ impl Group {
             return match fs::write(&path, "1") {
                 Ok(()) => Ok(()),
                 // A kernel before 5.14, or the group is gone.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    self.kill_each();
-                    Ok(())
-                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.kill_each(),
                 Err(source) => Err(Error::Path { operation: "write", path, source }),
             };
         }
         let freezer =
             self.layout.root_of("freezer").map(|root| root.join(&self.path)).filter(|dir| dir.exists());
         let Some(freezer) = freezer else {
-            self.kill_each();
-            return Ok(());
+            return self.kill_each();
         };
         freezer::freeze(&freezer)?;
-        self.kill_each();
+        let killed = self.kill_each();
         // Whatever happens, nothing stays frozen: SIGKILL takes effect only now.
-        freezer::thaw(&freezer)
+        freezer::thaw(&freezer).and(killed)
     }
 
     /// Signals the processes one by one. A pid may be reused between reading and signalling: its process is pinned
     /// first, and signalled only if the pid is still listed afterwards, which then means the pinned process.
-    fn kill_each(&self) {
+    fn kill_each(&self) -> Result<(), Error> {
         let pinned: Vec<_> = self
-            .processes()
+            .processes()?
             .into_iter()
             .filter_map(|raw| {
                 let pid = Pid::from_raw(raw)?;
                 Some((raw, pidfd_open(pid, PidfdFlags::empty()).ok()?))
             })
             .collect();
-        let still = self.processes();
+        let still = self.processes()?;
         for (_, process) in pinned.iter().filter(|(pid, _)| still.contains(pid)) {
             // Gone already is as good.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
+        Ok(())
     }
 
     /// Removes the group; `false` while the kernel holds it busy, which it may for a moment after the last process.
@@ -213,7 +217,7 @@ mod tests {
     impl Drop for TestTree {
         fn drop(&mut self) {
             for group in self.0.launches().into_iter().map(|launch| self.0.group(launch)) {
-                while !group.processes().is_empty() || !group.remove().unwrap_or(true) {
+                while group.processes().is_ok_and(|p| !p.is_empty()) || !group.remove().unwrap_or(true) {
                     let _ = group.kill();
                     std::thread::yield_now();
                 }
@@ -302,7 +306,7 @@ mod tests {
         until("empty", || {
             group.kill().expect("killed");
             let _ = child.try_wait();
-            group.processes().is_empty()
+            group.processes().expect("readable").is_empty()
         });
         until("removed", || group.remove().expect("removable"));
         tree.remove().expect("the tree is removed");

@@ -26,6 +26,9 @@ pub(super) fn set_limit(dir: &Path, bytes: u64, v2: bool) -> Result<(), Error> {
     } else if dir.join("memory.memsw.limit_in_bytes").exists() {
         // On v1 memory and swap are limited together, and never below memory alone: after it.
         memory.set_memswap_limit(bytes as i64).map_err(failed("memory and swap limit"))?;
+    } else if dir.join("memory.swappiness").exists() {
+        // A kernel that does not count swap: then nothing of the group goes there, or its limit would be none.
+        memory.set_swappiness(0).map_err(failed("swappiness"))?;
     }
     Ok(())
 }

@@ -45,11 +45,21 @@ impl Confinement {
         matches!(self, Self::Nothing(_))
     }
 
-    /// The container's processes.
-    pub(crate) fn processes(&self, launch: LaunchId) -> BTreeSet<i32> {
+    /// How many processes the container has; one, if that cannot be told, for it must not be taken to be empty.
+    pub(crate) fn processes(&self, launch: LaunchId) -> usize {
         match self {
-            Self::Cgroups(tree) => tree.group(launch).processes(),
-            Self::Nothing(dirs) => marked(dirs, launch),
+            Self::Cgroups(tree) => match tree.group(launch).processes() {
+                Ok(processes) => processes.len(),
+                Err(error) => {
+                    tracing::warn!(
+                        launch.id = launch.0,
+                        error = &error as &dyn std::error::Error,
+                        "list a cgroup's processes"
+                    );
+                    1
+                }
+            },
+            Self::Nothing(dirs) => marked(dirs, launch).len(),
         }
     }
 

@@ -40,7 +40,7 @@ impl Engine {
             // Armed for a longer grace before: the nearer one is armed too.
             return;
         }
-        if !self.confinement.processes(id).is_empty() {
+        if self.confinement.processes(id) > 0 {
             tracing::warn!(launch.id = id.0, "its supervisor did not end a container in time");
             launch.killed_past_supervisor = true;
             self.confinement.kill(id);
@@ -65,7 +65,7 @@ impl Engine {
         let told = matches!(emptying.terminal, Terminal::Exited(_) | Terminal::Failed(_));
         let processes = match told && !past && self.confinement.trusts_supervisor() {
             true => 0,
-            false => self.confinement.processes(id).len(),
+            false => self.confinement.processes(id),
         };
         if processes == 0 {
             return self.report(id);
@@ -134,7 +134,7 @@ impl Engine {
             Record::Begun if started => self.empty(id, Terminal::Lost(Cause::SupervisorLost)),
             Record::Begun => self.empty(id, Terminal::Lost(Cause::Interrupted)),
             // The records were removed by someone else.
-            Record::None if !self.confinement.processes(id).is_empty() => {
+            Record::None if self.confinement.processes(id) > 0 => {
                 self.empty(id, Terminal::Lost(Cause::Interrupted));
             }
             Record::None => self.not_started(id),

@@ -141,12 +141,12 @@ impl Engine {
     fn kill_strange_supervisors(&self, known: &BTreeSet<i32>) {
         let Confinement::Cgroups(tree) = &self.confinement else { return };
         let group = tree.supervisors();
-        for raw in group.processes() {
+        for raw in group.processes().unwrap_or_default() {
             let Some(process) = Pid::from_raw(raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
             else {
                 continue;
             };
-            if !descends_from(raw, known) && group.processes().contains(&raw) {
+            if !descends_from(raw, known) && group.processes().is_ok_and(|all| all.contains(&raw)) {
                 tracing::warn!(pid = raw, "a supervisor that belongs to no instance is ended");
                 let _ = pidfd_send_signal(&process, Signal::KILL);
             }

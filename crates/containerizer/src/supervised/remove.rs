@@ -28,11 +28,11 @@ pub fn remove_all(options: &Options, within: Duration) -> Result<(), Error> {
         launches = instances.iter().flat_map(|&instance| dirs.recorded(instance)).collect();
     }
     loop {
-        let mut left = launches.iter().filter(|&&launch| !confinement.processes(launch).is_empty()).count();
+        let mut left = launches.iter().filter(|&&launch| confinement.processes(launch) > 0).count();
         launches.iter().for_each(|&launch| confinement.kill(launch));
         if let Confinement::Cgroups(tree) = &confinement {
             tree.supervisors().kill()?;
-            left += tree.supervisors().processes().len();
+            left += tree.supervisors().processes()?.len();
         }
         left += supervisors.iter().filter(|process| runs(process)).count();
         if left == 0 {
@@ -50,11 +50,21 @@ pub fn remove_all(options: &Options, within: Duration) -> Result<(), Error> {
         std::thread::sleep(Duration::from_millis(2));
     }
     if let Confinement::Cgroups(tree) = &confinement {
-        tree.remove()?;
+        // The kernel holds a group busy for a moment after its last process.
+        while let Err(error) = tree.remove() {
+            if !is_busy(&error) || Instant::now() >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
     instances.into_iter().for_each(|instance| dirs.remove_instance(instance));
     dirs.remove_runtime();
     Ok(())
+}
+
+fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Path { source, .. } if source.kind() == std::io::ErrorKind::ResourceBusy)
 }
 
 fn runs(process: &std::os::fd::OwnedFd) -> bool {
