@@ -276,6 +276,18 @@ fn ends_are_reported_as_they_were() {
 }
 
 #[test]
+fn a_task_can_open_its_own_output() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        node.launch(&agent, node.request(1, "echo out > /dev/stdout && echo err > /dev/stderr"));
+        agent.launched(1);
+        assert_eq!(agent.exited(1).wait_status, 0, "{}", node.log(1, "stderr.0"));
+        assert_eq!((node.log(1, "stdout.0"), node.log(1, "stderr.0")), ("out\n".into(), "err\n".into()));
+    }
+}
+
+#[test]
 fn a_task_that_ignores_sigterm_is_gone_after_its_grace() {
     for mode in modes() {
         let node = Node::start(mode);
