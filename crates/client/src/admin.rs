@@ -124,7 +124,7 @@ impl AdminClient {
     pub async fn status(&self) -> Result<(ViewStamp, StatusSummary), Error> {
         let what = "read the cluster's status";
         let request = pb::GetStatusRequest { read: fresh() };
-        let answer = self.ask(what, async |mut c| c.get_status(request.clone()).await).await?;
+        let answer = self.ask(what, async |mut c| c.get_status(request).await).await?;
         let (view, summary) = self.parsed(what, from_proto::status_summary(answer))?;
         self.seen(&view);
         Ok((view, summary))
@@ -172,7 +172,7 @@ impl AdminClient {
     pub async fn agent(&self, agent: AgentId) -> Result<AgentRow, Error> {
         let what = "read an agent";
         let request = pb::GetAgentRequest { read: fresh(), agent_id: agent.0 };
-        let answer = self.ask(what, async |mut c| c.get_agent(request.clone()).await).await?;
+        let answer = self.ask(what, async |mut c| c.get_agent(request).await).await?;
         self.seen_in(what, answer.view)?;
         self.parsed(what, from_proto::agent_row(answer.agent.unwrap_or_default()))
     }
@@ -196,7 +196,7 @@ impl AdminClient {
     pub async fn framework(&self, framework: FrameworkId) -> Result<FrameworkRow, Error> {
         let what = "read a framework";
         let request = pb::GetFrameworkRequest { read: fresh(), framework_id: framework.0 };
-        let answer = self.ask(what, async |mut c| c.get_framework(request.clone()).await).await?;
+        let answer = self.ask(what, async |mut c| c.get_framework(request).await).await?;
         self.seen_in(what, answer.view)?;
         self.parsed(what, from_proto::framework_row(answer.framework.unwrap_or_default()))
     }

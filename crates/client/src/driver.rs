@@ -39,6 +39,7 @@ pub(crate) enum Command {
 }
 
 /// What the loop hands to the author's side.
+#[allow(clippy::large_enum_variant, reason = "there is one End in the life of a stream")]
 #[derive(Debug)]
 pub(crate) enum Delivered {
     Event { event: Event, ack: Option<Ack> },

@@ -395,6 +395,7 @@ pub enum CallError {
 }
 
 /// What the driver must do.
+#[allow(clippy::large_enum_variant, reason = "each is moved once, and most are the large one")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Open an event stream.

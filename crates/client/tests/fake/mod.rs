@@ -189,7 +189,7 @@ impl SchedulerService for Fake {
             session: state.session,
             heartbeat_ms: 15_000,
             cluster_id: CLUSTER.into(),
-            epoch: epoch.clone(),
+            epoch,
             last_seq: 0,
         }));
         let known = |(name, task): (&String, &Task)| pb::Task {

@@ -80,7 +80,7 @@ impl Layout {
         let masters = unchanged(&dir, "masters", args.masters, count(&before.masters), 1)?;
         let port = unchanged(&dir, "port", args.port, port_before, PORT)?;
         // Agents may come and go.
-        let agents = args.agents.or(count(&before.agents)).unwrap_or(1);
+        let agents = args.agents.or_else(|| count(&before.agents)).unwrap_or(1);
         let longest = dir.join(format!("agent-{agents}/run"));
         let short = match longest.as_os_str().len() {
             0..=RUNTIME_DIR_BYTES_MAX => None,
@@ -292,7 +292,7 @@ fn programs() -> Result<PathBuf, Failure> {
     let failed =
         |error| Failure::new(Code::Failed, format!("cannot find this program's own directory: {error}"));
     let own = std::env::current_exe().map_err(failed)?;
-    let dir = own.parent().unwrap_or(Path::new("/")).to_owned();
+    let dir = own.parent().expect("a program lies in a directory").to_owned();
     for program in ["proffer-master", "proffer-agent", "proffer-executor"] {
         if !dir.join(program).is_file() {
             let what = format!("{program} is not beside {}", own.display());

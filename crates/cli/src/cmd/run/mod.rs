@@ -127,11 +127,11 @@ pub(crate) async fn run(cluster: &Cluster, args: RunArgs, out: &Out) -> Result<u
         lost_since: None,
         lost_told: false,
     };
-    run.to_the_end(events, signals, done).await
+    run.finish(events, signals, done).await
 }
 
 impl Run<'_> {
-    async fn to_the_end(
+    async fn finish(
         mut self,
         mut events: EventStream,
         mut signals: Signals,
