@@ -17,6 +17,7 @@ use proffer_wire::rows::{
 };
 use proffer_wire::told::LogStream;
 use proffer_wire::{from_proto, status, to_proto};
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
@@ -24,6 +25,11 @@ use tonic::{Code, Request, Response, Status};
 use super::connection;
 use super::scheduler::settle;
 use crate::driver::{Handle, LogChunks, LogRequest, View};
+
+/// A page's rows are below 1 MiB, the most that is sent in one message, with room for what is beside them.
+const PAGE_BYTES: usize = 1_000_000;
+/// What a row takes in a message beside itself: its tag and its length.
+const ROW_HEAD_BYTES: usize = 8;
 
 /// Serves operators.
 #[derive(Clone)]
@@ -104,14 +110,10 @@ impl AdminService for Admin {
         let (options, page, filter) = parsed(from_proto::list_tasks(request.into_inner()))?;
         let view = self.page_view(options, &page).await?;
         let response = read(move || {
-            let (tasks, next) =
-                cut(&view, &page, tasks_after(&view, &filter, page.after), |(task, _)| task.launch_id.0);
+            let rows = tasks_after(&view, &filter, page.after);
             let row = |(task, retired): (&Task, bool)| to_proto::task_row(&task_row(&view, task, retired));
-            pb::ListTasksResponse {
-                view: Some(stamp(&view)),
-                tasks: tasks.into_iter().map(row).collect(),
-                next,
-            }
+            let (tasks, next) = cut(&view, &page, rows, |(task, _)| task.launch_id.0, row);
+            pb::ListTasksResponse { view: Some(stamp(&view)), tasks, next }
         });
         Ok(Response::new(response.await?))
     }
@@ -137,14 +139,10 @@ impl AdminService for Admin {
         let response = read(move || {
             let after = page.after.map_or(0, |token| token.last);
             let offered = offered_by_agent(&view);
-            let (agents, next) =
-                cut(&view, &page, view.registry.agents().filter(|a| a.id.0 > after), |a| a.id.0);
+            let rows = view.registry.agents().filter(|a| a.id.0 > after);
             let row = |agent: &Agent| to_proto::agent_row(&agent_row(&view, agent, &offered));
-            pb::ListAgentsResponse {
-                view: Some(stamp(&view)),
-                agents: agents.into_iter().map(row).collect(),
-                next,
-            }
+            let (agents, next) = cut(&view, &page, rows, |a| a.id.0, row);
+            pb::ListAgentsResponse { view: Some(stamp(&view)), agents, next }
         });
         Ok(Response::new(response.await?))
     }
@@ -172,9 +170,9 @@ impl AdminService for Admin {
         let response = read(move || {
             let after = page.after.map_or(0, |token| token.last);
             let wanted = |f: &&Framework| f.id.0 > after && (completed || !f.is_completed());
-            let (frameworks, next) = cut(&view, &page, view.registry.frameworks().filter(wanted), |f| f.id.0);
             let row = |framework: &Framework| to_proto::framework_row(&framework_row(&view, framework));
-            let frameworks = frameworks.into_iter().map(row).collect();
+            let rows = view.registry.frameworks().filter(wanted);
+            let (frameworks, next) = cut(&view, &page, rows, |f| f.id.0, row);
             pb::ListFrameworksResponse { view: Some(stamp(&view)), frameworks, next }
         });
         Ok(Response::new(response.await?))
@@ -288,19 +286,30 @@ async fn show(mut chunks: LogChunks, responses: mpsc::Sender<Result<pb::ReadLogs
     }
 }
 
-/// The rows of a page, and the token of the next one if there is more.
-fn cut<'a, T: Copy + 'a>(
+/// The rows of a page, and the token of the next one if there is more. A page ends early where its message would be
+/// larger than what is sent to anyone.
+fn cut<T: Copy, M: Message>(
     view: &View,
     page: &PageRequest,
     rows: impl Iterator<Item = T>,
     key: impl Fn(T) -> u64,
-) -> (Vec<T>, String) {
-    let mut rows: Vec<T> = rows.take(page.size + 1).collect();
-    let more = rows.len() > page.size;
-    rows.truncate(page.size);
-    let token = |last| PageToken { index: view.registry.applied(), last }.text();
-    let next = rows.last().filter(|_| more).map(|row| token(key(*row))).unwrap_or_default();
-    (rows, next)
+    message: impl Fn(T) -> M,
+) -> (Vec<M>, String) {
+    let mut messages = Vec::new();
+    let (mut bytes, mut last) = (0, 0);
+    for row in rows {
+        if messages.len() == page.size {
+            return (messages, PageToken { index: view.registry.applied(), last }.text());
+        }
+        let next = message(row);
+        bytes += next.encoded_len() + ROW_HEAD_BYTES;
+        if bytes > PAGE_BYTES && !messages.is_empty() {
+            return (messages, PageToken { index: view.registry.applied(), last }.text());
+        }
+        messages.push(next);
+        last = key(row);
+    }
+    (messages, String::new())
 }
 
 /// The tasks that a filter lets through, live and finished ones, by launch, and whether each is retired.

@@ -488,3 +488,42 @@ async fn a_page_says_where_the_next_begins() {
     let answer = call.await.expect("no panic").expect("a list").into_inner();
     assert!(answer.tasks.is_empty() && answer.next.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_page_of_large_rows_ends_early() {
+    let mut state = Registry::new();
+    let agents = 40;
+    for n in 1..=agents {
+        let text = proffer_types::AttributeValue::Text("x".repeat(250));
+        let info = AgentInfo {
+            attributes: (0..200).map(|i| (format!("attribute-{i}"), text.clone())).collect(),
+            ..AgentInfo::default()
+        };
+        let instance = RequestId(u128::from(n));
+        let command = proffer_types::command::Command::RegisterAgent { instance, info, boot_id: BootId(1) };
+        let caller = proffer_types::Caller::anonymous();
+        let entry =
+            proffer_types::command::Entry { term: 1, time: ClusterTime(0), wall_ms: 0, caller, command };
+        state.apply(n, 1, &entry);
+    }
+    let mut port = Port::open().await;
+    let client = AdminServiceClient::new(port.dial().await);
+    let (mut token, mut seen, mut pages) = (String::new(), 0, 0);
+    loop {
+        let mut client = client.clone();
+        let page = Some(admin::Page { size: 0, token });
+        let call =
+            tokio::spawn(
+                async move { client.list_agents(admin::ListAgentsRequest { read: None, page }).await },
+            );
+        let Ask::View { reply, .. } = port.ask().await else { panic!("a read was expected") };
+        assert!(reply.send(Ok(View { registry: state.clone(), ..view() })).is_ok());
+        let answer = call.await.expect("no panic").expect("a list").into_inner();
+        assert!(prost::Message::encoded_len(&answer) <= 1 << 20);
+        (seen, pages, token) = (seen + answer.agents.len(), pages + 1, answer.next);
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((seen as u64, pages > 1), (agents, true));
+}
