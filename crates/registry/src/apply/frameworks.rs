@@ -166,8 +166,9 @@ impl Step<'_> {
         for launch in live {
             self.order_kill(launch, None, TEARDOWN_REASON);
         }
-        if live_tasks == 0 {
-            self.settle(at, id);
+        match live_tasks {
+            0 => self.settle(at, id),
+            _ => self.trim_completed(),
         }
     }
 
@@ -188,6 +189,10 @@ impl Step<'_> {
     /// A completed framework has no task any more: its record may go when there are too many.
     fn settle(&mut self, at: ClusterTime, id: FrameworkId) {
         self.state.index.settled.insert((at, id));
+        self.trim_completed();
+    }
+
+    fn trim_completed(&mut self) {
         while self.state.index.completed.len() > COMPLETED_FRAMEWORKS_MAX {
             let Some(&(at, oldest)) = self.state.index.settled.first() else { break };
             self.forget(at, oldest);

@@ -291,4 +291,9 @@ fn the_oldest_completed_frameworks_without_tasks_are_forgotten() {
     assert_eq!(changes.iter().filter(|c| matches!(c, Change::FrameworkForgotten { .. })).count(), 0);
     let more = lab.framework();
     assert_eq!(lab.teardown(more)[1], Change::FrameworkForgotten { framework: busy });
+    // One that still has a task needs its place among the completed all the same.
+    let late = lab.framework();
+    lab.running(late, agent, "b", "cpus:1");
+    let changes = lab.teardown(late);
+    assert_eq!(changes.iter().filter(|c| matches!(c, Change::FrameworkForgotten { .. })).count(), 1);
 }
