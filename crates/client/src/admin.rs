@@ -29,6 +29,8 @@ use crate::failure::failure;
 pub const DEADLINE: Duration = Duration::from_secs(10);
 /// A master that is silent for so long is left for another; doubles with each repetition.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A silent master is asked after the others for so long: a stopped one still accepts connections.
+const SUSPICION: Duration = Duration::from_secs(5);
 /// Redirections followed without a pause.
 const HOPS_MAX: u32 = 3;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -98,8 +100,27 @@ pub struct AdminClient {
 struct Known {
     leader: Option<String>,
     channels: BTreeMap<String, Channel>,
+    /// Masters that did not answer, until when they are asked last.
+    suspects: BTreeMap<String, Instant>,
     time: Option<ClusterTime>,
     cell: Option<CellTag>,
+}
+
+impl Known {
+    /// Where to begin: with the leader last known, and with suspects last.
+    fn search(&mut self, masters: &[String]) -> Search {
+        let now = Instant::now();
+        self.suspects.retain(|_, until| *until > now);
+        let (last, first): (Vec<_>, Vec<_>) =
+            masters.iter().cloned().partition(|master| self.suspects.contains_key(master));
+        Search::new(self.leader.clone(), first.into_iter().chain(last).collect())
+    }
+
+    fn suspect(&mut self, master: &str) {
+        self.channels.remove(master);
+        self.leader.take_if(|leader| leader == master);
+        self.suspects.insert(master.to_owned(), Instant::now() + SUSPICION);
+    }
 }
 
 impl AdminClient {
@@ -326,7 +347,7 @@ impl AdminClient {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let until = Instant::now() + self.deadline;
-        let mut search = Search::new(self.known(|known| known.leader.clone()), &self.masters);
+        let mut search = self.known(|known| known.search(&self.masters));
         loop {
             let master = search.next(until).await;
             let left = until.saturating_duration_since(Instant::now());
@@ -336,7 +357,10 @@ impl AdminClient {
             let outcome = match self.client(&master) {
                 Ok(client) => match tokio::time::timeout(search.patience.min(left), call(client)).await {
                     Ok(Ok(response)) => {
-                        self.known(|known| known.leader = Some(master));
+                        self.known(|known| {
+                            known.suspects.remove(&master);
+                            known.leader = Some(master);
+                        });
                         return Ok(response.into_inner());
                     }
                     Ok(Err(status)) => failure(&status),
@@ -361,7 +385,7 @@ impl AdminClient {
                 }
                 Failure::OutcomeUnknown => search.failed(master, "lost its leadership".into()),
                 Failure::Transport(why) => {
-                    self.known(|known| known.channels.remove(&master));
+                    self.known(|known| known.suspect(&master));
                     search.failed(master, why);
                 }
             }
@@ -390,8 +414,7 @@ struct Search {
 }
 
 impl Search {
-    fn new(leader: Option<String>, masters: &[String]) -> Self {
-        let order: VecDeque<String> = masters.iter().cloned().collect();
+    fn new(leader: Option<String>, order: VecDeque<String>) -> Self {
         let until_pause = order.len();
         Self {
             order,
