@@ -89,6 +89,10 @@ fn set_up(plan: &Plan) -> Result<(), Failed> {
     step(Step::Setsid, check_int(unsafe { libc::setsid() }))?;
     // An ignored SIGCHLD would be inherited and take the payload's status away.
     sys::default_action(libc::SIGCHLD);
+    if plan.spared {
+        // While there is the host's /proc.
+        step(Step::OomScore, sys::reset_oom_score())?;
+    }
     wait_for_gate(plan.status);
     if plan.linux {
         enter_view(plan)?;

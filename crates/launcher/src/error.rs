@@ -118,6 +118,8 @@ steps! {
     TemplateSend = 45, "template send";
     /// A session keyring of its own.
     Keyring = 46, "join session keyring";
+    /// oom_score_adj.
+    OomScore = 47, "write oom_score_adj";
 }
 
 impl fmt::Display for Step {

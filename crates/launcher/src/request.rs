@@ -6,6 +6,7 @@ use std::ptr;
 
 use crate::arena::Arena;
 use crate::error::{Error, Step};
+use crate::sys;
 use crate::template::Template;
 
 /// Where the sandbox is found inside a container of [`Isolation::Linux`].
@@ -92,6 +93,8 @@ pub(crate) struct Plan {
     /// Whether user and group are to be set: always for root, never else.
     pub(crate) privileged: bool,
     pub(crate) drop_bounding: bool,
+    /// Whether this process is spared when the host is out of memory, as its containers must not be.
+    pub(crate) spared: bool,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) status: i32,
@@ -178,6 +181,7 @@ pub(crate) fn prepare(request: &Request<'_>, descriptors: &Descriptors) -> Resul
         parent_pid: unsafe { libc::getpid() },
         privileged,
         drop_bounding: privileged && !request.bounding_set_dropped,
+        spared: spared(),
         uid: request.uid,
         gid: request.gid,
         status: descriptors.status,
@@ -200,6 +204,11 @@ pub(crate) fn prepare(request: &Request<'_>, descriptors: &Descriptors) -> Resul
     // SAFETY: `plan` was taken with this size, aligned to 16, and is not yet read.
     unsafe { ptr::write(plan, value) };
     Ok(Prepared { _arena: arena, plan })
+}
+
+fn spared() -> bool {
+    let score = std::fs::read_to_string(sys::OOM_SCORE_ADJ).unwrap_or_default();
+    score.trim().parse::<i32>().is_ok_and(|score| score < 0)
 }
 
 fn optional(arena: &mut Arena, text: Option<&str>) -> *const c_char {

@@ -161,6 +161,22 @@ pub(crate) fn new_session_keyring() -> Result<(), Errno> {
     }
 }
 
+/// Which process the kernel prefers to kill when the host has no memory; from -1000 (none) to 1000.
+pub(crate) const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
+/// Makes this process as likely to be killed as any other.
+pub(crate) fn reset_oom_score() -> Result<(), Errno> {
+    // `OOM_SCORE_ADJ` as the kernel reads it.
+    let path = c"/proc/self/oom_score_adj";
+    // SAFETY: a C string, and one byte of static memory; the descriptor is closed where it was opened.
+    unsafe {
+        let fd = check_int(libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+        let written = check(libc::write(fd, c"0".as_ptr().cast(), 1) as c_long);
+        libc::close(fd);
+        written.map(drop)
+    }
+}
+
 pub(crate) fn setgroups_empty() -> Result<(), Errno> {
     // SAFETY: zero groups are read.
     check(unsafe { libc::syscall(libc::SYS_setgroups, 0usize, ptr::null::<u32>()) }).map(drop)
@@ -210,4 +226,18 @@ pub(crate) fn exit(code: c_int) -> ! {
 pub(crate) fn strlen(text: *const c_char) -> usize {
     // SAFETY: callers pass C strings of the arena.
     unsafe { libc::strlen(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oom_score_becomes_the_usual_one() {
+        let score = || std::fs::read_to_string(OOM_SCORE_ADJ).expect("own score");
+        std::fs::write(OOM_SCORE_ADJ, "300").expect("anyone may raise it");
+        assert_eq!(score(), "300\n");
+        reset_oom_score().expect("written");
+        assert_eq!(score(), "0\n");
+    }
 }

@@ -221,6 +221,21 @@ fn a_task_sees_only_what_it_may() {
 }
 
 #[test]
+fn a_task_is_not_spared_with_its_supervisor() {
+    if !root() {
+        return;
+    }
+    let own = "/proc/self/oom_score_adj";
+    if fs::write(own, "-100").is_err() {
+        eprintln!("SKIPPED: needs CAP_SYS_RESOURCE");
+        return;
+    }
+    let score = |options| run(&["cat", own], &options).output;
+    assert_eq!((score(linux()), score(Options::default())), ("0\n".into(), "0\n".into()));
+    fs::write(own, "0").expect("as before");
+}
+
+#[test]
 fn a_detached_mount_serves_as_sandbox() {
     if !root() {
         return;
