@@ -14,7 +14,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -28,7 +28,7 @@ use prost::Message;
 use serde::Deserialize;
 
 use crate::cgroup::{name, parse};
-use crate::{Error, InstanceId};
+use crate::{Error, InstanceId, Isolation};
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -57,13 +57,17 @@ pub(crate) enum Record {
 }
 
 impl Dirs {
-    /// Makes what is not there.
-    pub(crate) fn create(&self) -> Result<(), Error> {
-        // A task reaches its sandbox through the first three, and sees nothing else in them.
+    /// Makes what is not there. A plain process reaches its sandbox by its path; a container does not, and then no
+    /// user of the host may either: a task may leave programs with the setuid bit there.
+    pub(crate) fn create(&self, isolation: Isolation) -> Result<(), Error> {
+        let sandboxes = match isolation {
+            Isolation::Linux => 0o700,
+            Isolation::Process => 0o711,
+        };
         for (dir, mode) in [
             (self.work.clone(), 0o755),
             (self.runtime.clone(), 0o755),
-            (self.work.join("sandboxes"), 0o711),
+            (self.work.join("sandboxes"), sandboxes),
             (self.work.join("logs"), 0o700),
             (self.work.join("forgotten"), 0o700),
             (self.supervisors(), 0o700),
@@ -71,7 +75,10 @@ impl Dirs {
             let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&dir);
             made.map_err(|source| Error::Path { operation: "create directory", path: dir, source })?;
         }
-        Ok(())
+        let path = self.work.join("sandboxes");
+        // Of an agent that ran with the other isolation before.
+        let set = fs::set_permissions(&path, fs::Permissions::from_mode(sandboxes));
+        set.map_err(|source| Error::Path { operation: "change the mode of", path, source })
     }
 
     pub(crate) fn sandbox(&self, launch: LaunchId) -> PathBuf {

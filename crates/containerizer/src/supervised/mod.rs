@@ -79,7 +79,7 @@ pub struct Supervised {
 /// thread: it must not wait for anything.
 pub fn open(options: Options, sink: impl FnMut(Event) + Send + 'static) -> Result<Supervised, Error> {
     let dirs = dirs(&options)?;
-    dirs.create()?;
+    dirs.create(options.isolation)?;
     let confinement = confinement(&options, &dirs, true)?;
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let wake = Arc::new(wake.map_err(|error| Error::System { operation: "eventfd", source: error.into() })?);

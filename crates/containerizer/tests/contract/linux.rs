@@ -34,6 +34,22 @@ fn a_task_that_ignores_sigterm_is_gone_with_its_whole_tree() {
 }
 
 #[test]
+fn no_user_of_the_host_reaches_a_sandbox() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(mut bench) = bench() else { return };
+    // The sandbox is the task's own to open to everyone; what is above it is not.
+    let spec = bench.run(&Program::Script("chmod 777 . && touch open && sleep 1000"));
+    let sandbox = bench.sandbox(spec.launch);
+    until("it is open", || sandbox.join("open").exists());
+    let above = sandbox.parent().expect("a parent").metadata().expect("a directory");
+    assert_eq!(above.permissions().mode() & 0o077, 0);
+    bench.agent().kill(spec.launch, 0);
+    bench.end(spec.launch);
+    bench.forget(spec.launch);
+    bench.close();
+}
+
+#[test]
 fn a_fork_bomb_stays_inside_its_limit() {
     let Some(mut bench) = bench() else { return };
     // The shell that is refused a fork gives up; the payload does not.
