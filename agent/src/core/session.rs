@@ -165,7 +165,9 @@ impl Core {
                     | AgentOrder::Ping { .. }
                     | AgentOrder::Refused(_)
             );
-            if !self.admits(epoch) {
+            // Leaderships of two clusters cannot be compared: who speaks for another one is heard before that.
+            let stranger = order == AgentOrder::Refused(AgentRefusal::WrongCluster);
+            if !(stranger && self.session != Session::Closed) && !self.admits(epoch) {
                 return;
             }
             if !early && !matches!(self.session, Session::Open { .. }) {

@@ -564,6 +564,17 @@ fn another_cluster_is_refused_aloud() {
 }
 
 #[test]
+fn a_younger_cluster_is_refused_aloud_too() {
+    let mut story = Story::open();
+    story.core.on_session_lost();
+    story.core.on_connected(RequestId(1));
+    story.effects();
+    story.core.on_orders(epoch(1), vec![AgentOrder::Refused(AgentRefusal::WrongCluster)]);
+    let effects = story.core.take_effects(&mut |_| InstanceId(1));
+    assert_eq!(effects, [Effect::Stop(Fatal::WrongCluster { mine: CLUSTER, theirs: None })]);
+}
+
+#[test]
 fn silence_ends_the_session() {
     let mut story = Story::open();
     story.core.on_time(1_000, 0);

@@ -7,7 +7,7 @@ use proffer_registry::{Change, Order, Registry};
 use proffer_types::call::ConnectionId;
 use proffer_types::command::{Attach, Command, Held};
 use proffer_types::event::{AgentOrder, AgentRefusal, FrameworkEvent, Hello, LaunchOrder, StreamEnd};
-use proffer_types::{AgentId, Caller, FrameworkId, LaunchId, Task};
+use proffer_types::{AgentId, Caller, ClusterTime, FrameworkId, LaunchId, Task};
 
 use crate::timers::Timer;
 use crate::{Broker, Effect, Peer, Then, Waiting};
@@ -62,12 +62,13 @@ impl Broker {
         connection: ConnectionId,
         hello: Box<Hello>,
     ) {
+        // First, because leaderships of two clusters cannot be compared.
+        if hello.cluster.is_some() && hello.cluster != registry.cluster() {
+            return self.refuse_agent(connection, AgentRefusal::WrongCluster);
+        }
         if hello.epoch_seen > self.epoch {
             // The agent has obeyed a later leader than this one.
             return self.effects.push(Effect::Close { connection, end: StreamEnd::NotLeader });
-        }
-        if hello.cluster.is_some() && hello.cluster != registry.cluster() {
-            return self.refuse_agent(connection, AgentRefusal::WrongCluster);
         }
         let waiting = Waiting { replies: Vec::new(), then: Then::Agent { connection } };
         let Some(agent) = hello.agent else {
@@ -124,6 +125,16 @@ impl Broker {
 
     fn refuse_agent(&mut self, connection: ConnectionId, refusal: AgentRefusal) {
         self.effects.push(Effect::ToAgent { connection, order: AgentOrder::Refused(refusal) });
+    }
+
+    /// Time goes on, in steps of at most a heartbeat while this leader runs. In a longer one it was not running (stopped,
+    /// starved): that is no silence of the agents.
+    pub(crate) fn advance(&mut self, now: ClusterTime) {
+        let step = now.0.saturating_sub(self.now);
+        self.now += step;
+        if step > self.settings.heartbeat_ms {
+            self.agents.values_mut().for_each(|session| session.heard_at += step);
+        }
     }
 
     /// Whose session a connection is, if it may be listened to: open, and not replaced.

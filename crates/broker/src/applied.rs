@@ -34,7 +34,7 @@ impl Broker {
         index: u64,
         changes: &[Change],
     ) {
-        self.now = self.now.max(now.0);
+        self.advance(now);
         self.last_applied_ms = self.now;
         let waiting = tag.and_then(|tag| self.take_waiting(tag));
         let then = waiting.as_ref().map(|w| &w.then);

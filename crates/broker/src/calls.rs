@@ -21,7 +21,7 @@ impl Broker {
         reply: Option<ReplyId>,
         call: Call,
     ) {
-        self.now = self.now.max(now.0);
+        self.advance(now);
         match call {
             Call::Subscribe { connection, framework, session, origin, info, suppressed } => {
                 let ask = Subscribe { connection, framework, session, origin, info, suppressed };

@@ -57,7 +57,7 @@ impl Broker {
 
     /// Time goes on: what is due happens, and what can be offered is.
     pub fn on_time(&mut self, registry: &Registry, now: ClusterTime) {
-        self.now = self.now.max(now.0);
+        self.advance(now);
         let mut repeats = std::collections::BTreeMap::new();
         while let Some(&(due, timer)) = self.timers.first().filter(|(due, _)| *due <= self.now) {
             self.timers.remove(&(due, timer));

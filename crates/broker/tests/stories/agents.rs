@@ -3,7 +3,7 @@
 use proffer_broker::Lost;
 use proffer_types::call::Call;
 use proffer_types::event::{AgentOrder, AgentRefusal, FrameworkEvent, StreamEnd};
-use proffer_types::{AgentId, AgentState, Reason, TaskState};
+use proffer_types::{AgentId, AgentState, ClusterId, Epoch, Reason, TaskState};
 
 use crate::harness::Harness;
 
@@ -184,4 +184,31 @@ fn an_agent_that_says_hello_twice_at_once_begins_anew() {
     h.hold = false;
     h.settle();
     assert_eq!(h.streams[&agent.connection].end, Some(StreamEnd::Resync));
+}
+
+/// A leader that was stopped for minutes has heard nothing, and is in no position to blame anyone.
+#[test]
+fn the_leaders_own_absence_is_no_silence() {
+    let mut h = Harness::new();
+    let agent = h.agent("cpus:4;mem:4GiB");
+    h.now += 600_000;
+    let nobody = h.connection();
+    h.tell(Call::AgentAlive { connection: nobody });
+    h.pass(74_000);
+    assert!(h.registry.agent(agent.id).unwrap().is_reachable());
+    assert_eq!(h.streams[&agent.connection].end, None);
+    h.pass(20_000);
+    assert!(!h.registry.agent(agent.id).unwrap().is_reachable());
+}
+
+#[test]
+fn an_agent_of_an_older_cluster_is_told_that_it_is_one() {
+    let mut h = Harness::new();
+    let agent = h.agent("cpus:4;mem:4GiB");
+    let mut hello = agent.hello(Some(agent.id));
+    hello.epoch_seen = Epoch { generation: 0, term: 99 };
+    hello.cluster = Some(ClusterId([9; 16]));
+    let connection = h.connection();
+    h.tell(Call::AgentHello { connection, hello });
+    assert_eq!(h.orders(connection), [AgentOrder::Refused(AgentRefusal::WrongCluster)]);
 }
