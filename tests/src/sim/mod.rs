@@ -38,3 +38,16 @@ pub fn run(seed: u64) -> Counts {
     world.heal();
     world.counts()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Replaying a seed is only worth something if it is the same run.
+    #[test]
+    fn the_same_seed_gives_the_same_run() {
+        let (one, again, other) = (run(3), run(3), run(4));
+        assert_eq!(one, again);
+        assert_ne!(one.trace, other.trace);
+    }
+}
