@@ -324,8 +324,10 @@ impl Core {
         let Some(kill) = task.kill else { return };
         match task.phase {
             // Not begun, or nobody knows yet: decided when it would be released, or when the containerizer says.
-            Phase::Staged | Phase::Recovering | Phase::Ended => return,
-            Phase::Launching => {}
+            Phase::Staged | Phase::Ended => return,
+            Phase::Recovering if !self.recovered => return,
+            // Once recovered, it is still this one's supervisor that does not answer: it is ended without.
+            Phase::Recovering | Phase::Launching => {}
             Phase::Running => {
                 let said = task.updates.state() == Some(TaskState::Killing);
                 if !said && !task.forget {
@@ -370,6 +372,10 @@ impl Core {
     pub fn on_container_event(&mut self, event: Event) {
         if event == Event::Recovered {
             self.recovered = true;
+            let unheard = self.held.iter().filter(|(_, task)| task.phase == Phase::Recovering);
+            for launch in unheard.map(|(launch, _)| *launch).collect::<Vec<_>>() {
+                self.enforce_kill(launch);
+            }
         }
         let Some(launch) = event.launch() else { return };
         let Some(task) = self.held.get(&launch) else { return self.on_stray_event(launch, &event) };

@@ -427,6 +427,21 @@ fn a_task_that_ran_is_never_started_again() {
 }
 
 #[test]
+fn a_launch_of_a_supervisor_that_hangs_can_be_ended() {
+    let mut story = Story::open();
+    story.launch(1, 100);
+    story.launch(2, 101);
+    story.event(started(100));
+    story.orders(5, vec![kill(3, 100, 1_000)]);
+    story.restart();
+    story.effects();
+    // Nobody has said what became of them, and recovery is over.
+    assert_eq!(story.event(Event::Recovered), ["kill 100 1000"]);
+    story.attach(5);
+    assert_eq!(story.orders(5, vec![kill(4, 101, 2_000)]), ["write kill 101 2000", "kill 101 2000"]);
+}
+
+#[test]
 fn a_crash_before_forgetting_leaves_no_container() {
     let mut story = Story::open();
     assert_eq!(story.event(ended(100, end(Some(0), None))), ["forget 100"]);

@@ -58,7 +58,8 @@ pub trait Containerizer: Send {
     /// happened meanwhile, and a true exit status is reported where a payload ended. Everything under our own
     /// directories and cgroups that belongs to none of `known` is ended and removed, each with
     /// [`Event::OrphanRemoved`]. [`Event::Recovered`] follows when every instance was heard or judged and no orphan
-    /// is left.
+    /// is left. An instance that lives and does not answer is waited for a while only: what became of its launches is
+    /// told when it does, and [`kill`](Self::kill) ends them without it.
     fn recover(&mut self, known: Vec<Known>);
 
     /// Starts a container. Idempotent by launch id: of a known one nothing happens. `spec.instance` must come from

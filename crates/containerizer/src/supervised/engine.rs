@@ -164,10 +164,13 @@ impl Engine {
     fn next_deadline(&self) -> Option<Instant> {
         let idle = self.options.supervisor_idle;
         let supervisors = self.supervisors.values().filter_map(|supervisor| supervisor.deadline(idle));
-        supervisors.chain(self.timers.first().map(|(at, _)| *at)).min()
+        supervisors.chain(self.timers.first().map(|(at, _)| *at)).chain(self.answers_due()).min()
     }
 
     fn on_time(&mut self, now: Instant) {
+        if self.answers_due().is_some_and(|at| at <= now) {
+            self.wait_no_longer();
+        }
         while let Some(&(at, id)) = self.timers.first().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, id));
             self.advance(id);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proffer_types::LaunchId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -14,6 +14,10 @@ use super::launch::{Launch, Phase, Terminal};
 use super::supervisor::{Stage, Supervisor, pin};
 use crate::{Cause, Event, InstanceId, Known};
 
+/// How long a supervisor that lives may take to answer. Then the agent goes on without it: one that hangs must not
+/// take the node away from everyone else.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+
 /// An instance that is not known.
 const NO_INSTANCE: InstanceId = InstanceId(0);
 
@@ -22,6 +26,8 @@ const NO_INSTANCE: InstanceId = InstanceId(0);
 pub(super) struct Recovering {
     /// The instances that have not answered yet.
     waiting: BTreeSet<InstanceId>,
+    /// Until when they may.
+    until: Option<Instant>,
     /// Containers that were ended before their supervisor could say that it has them.
     pub(super) removed: BTreeSet<LaunchId>,
 }
@@ -53,7 +59,11 @@ impl Engine {
             };
             self.supervisors.insert(instance, Supervisor { seen_up: true, ..supervisor });
         }
-        self.recovering = Some(Recovering { waiting: alive.clone(), removed: BTreeSet::new() });
+        self.recovering = Some(Recovering {
+            waiting: alive.clone(),
+            until: Some(Instant::now() + ANSWER_MAX),
+            removed: BTreeSet::new(),
+        });
         self.kill_strange_supervisors(&pids);
         self.find_orphans();
         self.judge_dead(&known);
@@ -81,6 +91,21 @@ impl Engine {
     pub(super) fn heard(&mut self, instance: InstanceId) {
         if let Some(recovering) = &mut self.recovering {
             recovering.waiting.remove(&instance);
+        }
+        self.check_recovered();
+    }
+
+    /// When an answer that is waited for is late.
+    pub(super) fn answers_due(&self) -> Option<Instant> {
+        self.recovering.as_ref().filter(|recovering| !recovering.waiting.is_empty())?.until
+    }
+
+    /// Waits no longer for the supervisors that have not answered. Their containers are left alone, and what they
+    /// know is taken up when they speak.
+    pub(super) fn wait_no_longer(&mut self) {
+        let Some(recovering) = &mut self.recovering else { return };
+        for instance in std::mem::take(&mut recovering.waiting) {
+            tracing::error!(%instance, "a supervisor lives and does not answer: going on without it");
         }
         self.check_recovered();
     }

@@ -329,6 +329,24 @@ fn a_supervisor_that_does_not_answer_saves_no_container() {
 }
 
 #[test]
+fn a_supervisor_that_hangs_keeps_no_agent_from_coming_back() {
+    let Some(mut bench) = bench() else { return };
+    let spec = bench.run(&Program::Gate(7));
+    let supervisor = nix::unistd::Pid::from_raw(bench.supervisor_pid(spec.instance));
+    bench.stop();
+    nix::sys::signal::kill(supervisor, nix::sys::signal::SIGSTOP).expect("stopped");
+    bench.restart(&[Bench::known(&spec, false)]);
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    assert!(!bench.processes(spec.launch).is_empty(), "its task is let be");
+    nix::sys::signal::kill(supervisor, nix::sys::signal::SIGCONT).expect("continued");
+    assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+    bench.let_go(spec.launch);
+    assert_eq!(bench.end(spec.launch).exit_code, Some(7));
+    bench.forget(spec.launch);
+    bench.close();
+}
+
+#[test]
 fn many_at_once_each_start_once() {
     let Some(mut bench) = bench() else { return };
     const COUNT: i32 = 200;
