@@ -6,8 +6,11 @@
 #![allow(clippy::print_stdout, reason = "why a test was skipped is told on standard output")]
 
 mod array;
+mod containers;
 mod ends;
 mod first;
+mod nodes;
+mod offers;
 
 use std::time::Duration;
 
