@@ -112,7 +112,6 @@ impl Broker {
                 && *waits == connection
             {
                 *waits = GONE;
-                waiting.replies.clear();
             }
         }
         let Some(Peer::Framework(framework)) = self.peers.get(&connection).copied() else { return };

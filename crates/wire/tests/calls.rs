@@ -107,6 +107,7 @@ fn every_invalid_field_is_named() {
         ("parts[0].operations[0].launch.spec", |r| {
             spec_of(r).labels.insert("x".into(), "y".repeat(64 << 10));
         }),
+        ("parts[0].operations[0].launch.spec", |r| spec_of(r).argv = vec!["x".into(); 20_000]),
         ("parts[0].operations[0].launch.tasks", |r| launch(r).tasks.clear()),
         ("parts[0].operations[0].launch.tasks[1].task_id", |r| launch(r).tasks[1].task_id = String::new()),
         ("parts[0].operations[0].launch.tasks[1].task_id", |r| launch(r).tasks[1].task_id = "a/b".into()),

@@ -204,6 +204,10 @@ impl Teller {
             if self.flush().await.is_err() {
                 return;
             }
+            // A state that is kept keeps all that has been replaced since: no longer than to the next heartbeat.
+            if self.hosts.as_ref().is_some_and(|(_, read_at)| read_at.elapsed() > HOSTS_AGE_MAX) {
+                self.hosts = None;
+            }
         };
         let leader = match end {
             StreamEnd::NotLeader => leader(&self.handle).await,

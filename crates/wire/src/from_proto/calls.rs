@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proffer_types::call::{AcceptCallPart, Call, ConnectionId, LaunchCall};
 use proffer_types::command::{Ack, CallId};
-use proffer_types::limits::{ACCEPT_TASKS_MAX, FILTER_DEFAULT_MS, FILTER_MAX_MS};
+use proffer_types::limits::{ACCEPT_TASKS_MAX, FILTER_DEFAULT_MS, FILTER_MAX_MS, SPEC_BYTES_MAX};
 use proffer_types::{FrameworkId, LaunchId, SessionId};
 
 use super::frameworks::{framework_info, roles};
@@ -106,6 +106,12 @@ fn part(
 
 fn launch(given: pb::Launch, at: &Path<'_>, problems: &mut Problems) -> Option<LaunchCall> {
     let spec = task_spec(given.spec, &at.field("spec"), Attributions::Refused, problems);
+    // As it is kept each text and list has its length before it: many short ones are larger there than here.
+    let kept = spec.as_ref().map_or(0, |spec| spec.encoded_bytes());
+    if kept > SPEC_BYTES_MAX as u64 {
+        let text = format_args!("takes {kept} bytes where it is kept, the limit is {SPEC_BYTES_MAX}");
+        return problems.invalid(at.field("spec"), text);
+    }
     if given.tasks.is_empty() {
         problems.invalid::<()>(at.field("tasks"), "must not be empty");
     }
