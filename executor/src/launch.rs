@@ -30,6 +30,8 @@ pub(crate) enum State {
     Ended {
         /// How.
         end: End,
+        /// When.
+        ended: Instant,
         /// Until when its logs are waited for; `None` once it is reported.
         logs_until: Option<Instant>,
     },
@@ -67,7 +69,7 @@ impl Launch {
         match &self.state {
             State::Starting => None,
             State::Running => Some(self.launched()),
-            State::Ended { end, logs_until: None } => Some(message(end.clone())),
+            State::Ended { end, logs_until: None, .. } => Some(message(end.clone())),
             // It ran, and how it ended is told soon.
             State::Ended { end: End::Exited(_), .. } => Some(self.launched()),
             State::Ended { .. } => None,
@@ -86,7 +88,7 @@ impl Launch {
     pub(crate) fn info(&self) -> LaunchInfo {
         let (state, end) = match &self.state {
             State::Starting => (LaunchState::Starting, None),
-            State::Ended { end, logs_until: None } => (LaunchState::Ended, Some(end.clone())),
+            State::Ended { end, logs_until: None, .. } => (LaunchState::Ended, Some(end.clone())),
             State::Ended { end: End::LaunchFailed(_), .. } => (LaunchState::Starting, None),
             State::Running | State::Ended { .. } => (LaunchState::Running, None),
         };

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use proffer_launcher::seqpacket;
 
 use crate::poller::{Poller, Token};
@@ -111,6 +112,16 @@ impl Logs {
     /// Whether a launch has a stream that is not at its end.
     pub(crate) fn pending(&self, launch_id: u64) -> bool {
         self.streams.values().any(|stream| stream.launch_id == launch_id)
+    }
+
+    /// Whether every stream of a launch that is not at its end has lost its last writer: what is missing of it is in
+    /// the pipe, and will be written.
+    pub(crate) fn only_the_pump_is_late(&self, launch_id: u64) -> bool {
+        self.streams.values().filter(|stream| stream.launch_id == launch_id).all(|stream| {
+            let mut fds = [PollFd::new(stream.pipe.as_fd(), PollFlags::empty())];
+            // A hang-up is told whether it is asked for or not.
+            poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any().unwrap_or(false)
+        })
     }
 
     /// The control socket is ready: the launches of which a stream ended.

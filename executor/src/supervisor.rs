@@ -30,6 +30,9 @@ use crate::records::{Records, unix_ms};
 const PROTOCOL: u32 = 1;
 /// How long the report of an end waits for the end of the logs: something may hold a pipe open.
 const LOGS_WAIT: Duration = Duration::from_secs(5);
+/// And how long in all while nothing does and only the pump is behind, on a slow disk. Shorter than an agent waits
+/// for the end of a container that it has told to end.
+const LOGS_WAIT_MAX: Duration = Duration::from_secs(15);
 /// How many datagrams of one connection are done before anything else has its turn.
 const TURN_DATAGRAMS: usize = 64;
 /// How many launches go into one `Launches`: each is below 1 KiB.
@@ -482,7 +485,7 @@ impl Supervisor {
             return self.send(serial, Message::Unknown(Unknown { launch_id: kill.launch_id }));
         };
         let Some(container) = &launch.container else {
-            if let State::Ended { end, logs_until: None } = &launch.state {
+            if let State::Ended { end, logs_until: None, .. } = &launch.state {
                 let answer = message(end.clone());
                 self.send(serial, answer);
             }
@@ -593,7 +596,7 @@ impl Supervisor {
         }
         if let Some(launch) = self.launches.get_mut(&id) {
             let now = Instant::now();
-            launch.state = State::Ended { end, logs_until: Some(now + LOGS_WAIT) };
+            launch.state = State::Ended { end, ended: now, logs_until: Some(now + LOGS_WAIT) };
             self.report_if_due(id, now);
         }
     }
@@ -601,9 +604,14 @@ impl Supervisor {
     fn report_if_due(&mut self, id: u64, now: Instant) {
         let pending = self.logs.pending(id);
         let Some(launch) = self.launches.get_mut(&id) else { return };
-        let State::Ended { end, logs_until } = &mut launch.state else { return };
+        let State::Ended { end, ended, logs_until } = &mut launch.state else { return };
         let Some(until) = *logs_until else { return };
         if pending && now < until {
+            return;
+        }
+        let last = *ended + LOGS_WAIT_MAX;
+        if pending && now < last && self.logs.only_the_pump_is_late(id) {
+            *logs_until = Some(last);
             return;
         }
         *logs_until = None;

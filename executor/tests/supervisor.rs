@@ -483,6 +483,24 @@ fn a_dead_pump_is_replaced_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_slow_pump_is_waited_for() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    signal(node.pump(), Signal::SIGSTOP);
+    node.launch(&agent, node.request(1, "echo out"));
+    agent.launched(1);
+    let begun = Instant::now();
+    // Longer than it is waited for a stream that someone holds open.
+    wait_for("six seconds", || {
+        assert!(agent.try_recv().is_none(), "reported without its output");
+        (begun.elapsed() > Duration::from_secs(6)).then_some(())
+    });
+    signal(node.pump(), Signal::SIGCONT);
+    assert!(agent.exited(1).logs_complete);
+    assert_eq!(node.log(1, "stdout.0"), "out\n");
+}
+
+#[test]
 fn a_killed_supervisor_takes_its_containers_along() {
     for mode in modes() {
         let node = Node::start(mode);
