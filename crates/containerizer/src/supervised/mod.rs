@@ -81,6 +81,16 @@ pub fn open(options: Options, sink: impl FnMut(Event) + Send + 'static) -> Resul
     let dirs = dirs(&options)?;
     dirs.create(options.isolation)?;
     let confinement = confinement(&options, &dirs, true)?;
+    if options.isolation == Isolation::Linux {
+        // What the supervisors will do for each framework, done once to see that it can be: a node on which every
+        // launch fails must not be offered.
+        let covers =
+            [&dirs.work, &dirs.runtime].into_iter().chain(&options.covers).cloned().collect::<Vec<_>>();
+        proffer_launcher::Template::build(&covers).map_err(|error| Error::System {
+            operation: "prepare the view of containers",
+            source: error.into(),
+        })?;
+    }
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let wake = Arc::new(wake.map_err(|error| Error::System { operation: "eventfd", source: error.into() })?);
     let shared = Arc::new(Shared::default());

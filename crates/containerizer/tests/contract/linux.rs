@@ -34,6 +34,21 @@ fn a_task_that_ignores_sigterm_is_gone_with_its_whole_tree() {
 }
 
 #[test]
+fn a_node_whose_view_cannot_be_made_is_told_at_once() {
+    let Some(mut bench) = bench() else { return };
+    bench.stop();
+    // A file cannot be covered.
+    let options =
+        proffer_containerizer::Options { covers: vec!["/etc/passwd".into()], ..bench.options().clone() };
+    let error = proffer_containerizer::open(options, |_| {}).expect_err("not opened");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.contains("/etc/passwd"), "{error}: {cause}");
+    bench.restart(&[]);
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    bench.close();
+}
+
+#[test]
 fn no_user_of_the_host_reaches_a_sandbox() {
     use std::os::unix::fs::PermissionsExt;
     let Some(mut bench) = bench() else { return };
