@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use proffer_types::limits;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -20,6 +21,13 @@ use crate::serve::Server;
 /// makes going on impossible later.
 pub fn run(flags: Flags, config: &Config) -> anyhow::Result<()> {
     let level = proffer_telemetry::init(config.log_format, &config.log)?;
+    if !config.listen.ip().is_loopback() {
+        warn!(
+            listen = %config.listen,
+            "insecure: connections carry no credentials, so everyone who can reach this port can run anything on \
+             every node"
+        );
+    }
     // The port first: a second master on the same machine must not get as far as the data directory.
     let listener = std::net::TcpListener::bind(config.listen).with_context(|| {
         format!(
@@ -35,6 +43,9 @@ pub fn run(flags: Flags, config: &Config) -> anyhow::Result<()> {
         broker: proffer_broker::Settings {
             heartbeat_ms: config.heartbeat_ms,
             offer_timeout_ms: config.offer_timeout_ms,
+            // Whoever hears the master less often finds out later that it is another.
+            reconnect_grace_ms: limits::RECONNECT_GRACE_MS
+                .max(config.heartbeat_ms * u64::from(limits::PINGS_MISSED_MAX)),
             ..proffer_broker::Settings::default()
         },
     };

@@ -92,7 +92,8 @@ impl Broker {
             self.effects.push(Effect::Close { connection: old, end: StreamEnd::Replaced });
             self.drop_agent_connection(registry, old);
         }
-        self.pause(registry, agent);
+        let open = self.agents.get(&agent).is_some_and(AgentSession::is_open);
+        self.pause(registry, agent, open);
         let session = self.agents.entry(agent).or_insert_with(|| AgentSession::absent(self.now));
         session.heard_at = self.now;
         session.connection = Some(connection);
@@ -178,15 +179,19 @@ impl Broker {
         let Some(session) = self.agents.get_mut(&agent).filter(|s| s.connection == Some(connection)) else {
             return;
         };
+        let open = session.is_open();
         session.connection = None;
         session.attachment = None;
         session.cleaning.clear();
-        self.pause(registry, agent);
+        self.pause(registry, agent, open);
     }
 
-    /// No offers of an agent that is not attached.
-    fn pause(&mut self, registry: &Registry, agent: AgentId) {
-        self.rescind_of_agent(agent);
+    /// No offers of an agent that is not attached. Unless its session is `open` it has none: looking for them costs too
+    /// much when all agents come back at once.
+    fn pause(&mut self, registry: &Registry, agent: AgentId, open: bool) {
+        if open {
+            self.rescind_of_agent(agent);
+        }
         if registry.agent(agent).is_some_and(|record| record.is_reachable()) {
             self.tell(Event::AgentPaused { agent });
         }

@@ -2,6 +2,7 @@
 
 use proffer_broker::Lost;
 use proffer_types::TaskState;
+use proffer_types::call::Call;
 use proffer_types::command::{Refusal, Rejection};
 use proffer_types::event::{FrameworkEvent, Refused, Reply};
 
@@ -180,4 +181,31 @@ fn nine_cpus_are_shared_fairly() {
     let used = &h.registry.agent(agent.id).expect("the agent").used;
     assert_eq!(used.to_string(), "cpus:9;mem:14GiB");
     assert!(h.registry.tasks().all(|task| task.status.state == TaskState::Staging));
+}
+
+#[test]
+fn no_offer_outlives_its_agents_session() {
+    let mut h = Harness::new();
+    let mut agent = h.agent("cpus:4;mem:4GiB");
+    let framework = h.framework(&["*"]);
+    assert_eq!(h.broker.offers().count(), 1);
+    // On the same connection, on another one, and with none.
+    let hello = agent.hello(Some(agent.id));
+    h.hold = true;
+    h.tell(Call::AgentHello { connection: agent.connection, hello });
+    assert_eq!(h.broker.offers().count(), 0);
+    h.hold = false;
+    h.settle();
+    assert_eq!(h.broker.offers().count(), 1);
+    h.hold = true;
+    h.attach(&mut agent);
+    assert_eq!(h.broker.offers().count(), 0);
+    h.hold = false;
+    h.settle();
+    assert_eq!(h.broker.offers().count(), 1);
+    h.tell(Call::AgentGone { connection: agent.connection });
+    assert_eq!(h.broker.offers().count(), 0);
+    let rescinds = h.take_events(&framework);
+    let rescinds = rescinds.iter().filter(|event| matches!(event, FrameworkEvent::Rescind(_)));
+    assert_eq!(rescinds.count(), 3);
 }
