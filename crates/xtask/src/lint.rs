@@ -12,7 +12,10 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Runs all of it; whether everything is clean.
 pub(crate) fn run() -> Result<bool> {
     let mut clean = cargo("format", &["fmt", "--all", "--", "--check"])?;
-    clean &= cargo("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+    clean &= cargo(
+        "clippy",
+        &["clippy", "--workspace", "--all-targets", "--keep-going", "--quiet", "--", "-D", "warnings"],
+    )?;
     for (rule, check) in tidy::RULES {
         let problems = check()?;
         println!("{rule}: {}", if problems.is_empty() { "ok" } else { "FAILED" });

@@ -114,7 +114,7 @@ pub(crate) fn build(profile: &str) -> Result<Programs> {
 }
 
 fn show(args: &Args, programs: Programs, before: &Look) -> Result<String, Failed> {
-    let port = args.port.or((!args.exit).then_some(PORT));
+    let port = args.port.or_else(|| (!args.exit).then_some(PORT));
     let started = Cluster::start(args.masters, args.agents, port, &args.containerizer, programs);
     let mut cluster = started.step("start")?;
     println!("started {} masters and {} agents, process {}", args.masters, args.agents, cluster.dev.pid());

@@ -28,7 +28,7 @@ const STORIES_LIMIT: Duration = Duration::from_secs(12 * 60);
 const DOCS_LIMIT: Duration = Duration::from_secs(6 * 60);
 const SIM_LIMIT: Duration = Duration::from_secs(8 * 60);
 /// Simulated seeds: as many as an unoptimised build gets through in the time of a coffee.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 40;
 const STORIES: &str = "proffer-tests";
 
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,6 @@
 //! The parts that decide: no clock, no randomness, no files, no sockets, no threads, no hash order.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -53,7 +53,7 @@ fn found(text: &str) -> impl Iterator<Item = (usize, &'static str)> {
     })
 }
 
-fn is_test(file: &PathBuf) -> bool {
+fn is_test(file: &Path) -> bool {
     let mut names = file.components().map(|part| part.as_os_str().to_string_lossy());
     names.any(|name| {
         let name = name.trim_end_matches(".rs");
@@ -70,7 +70,7 @@ mod tests {
         let text =
             "use a;\n// tokio\nlet x = Instant::now();\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}\n";
         assert_eq!(found(text).collect::<Vec<_>>(), [(3, "Instant::now")]);
-        assert!(is_test(&"agent/src/core/stories.rs".into()));
-        assert!(!is_test(&"agent/src/core/task.rs".into()));
+        assert!(is_test(Path::new("agent/src/core/stories.rs")));
+        assert!(!is_test(Path::new("agent/src/core/task.rs")));
     }
 }
