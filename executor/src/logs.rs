@@ -100,13 +100,25 @@ impl Logs {
         let stream = self.next;
         self.next += 1;
         let Rotation { file_bytes, files } = rotation;
-        let add = Add { stream, which, file_bytes, files };
+        let add = Add { stream, which, file_bytes, files, closing: false };
         self.streams.insert(stream, Stream { launch_id, add, pipe, dir: Rc::clone(dir) });
         if let Some(pump) = &mut self.pump {
             pump.untold.push_back(stream);
         }
         self.tell(poller);
         Ok(write)
+    }
+
+    /// Nobody asks for a launch's logs any more: what is in its pipes is written, and then they are closed, whoever
+    /// holds their other ends. A task may have handed its own to another.
+    pub(crate) fn close(&mut self, launch_id: u64, poller: &Poller) {
+        for (number, stream) in self.streams.iter_mut().filter(|(_, stream)| stream.launch_id == launch_id) {
+            stream.add.closing = true;
+            if let Some(pump) = &mut self.pump {
+                pump.untold.push_back(*number);
+            }
+        }
+        self.tell(poller);
     }
 
     /// Whether a launch has a stream that is not at its end.

@@ -81,8 +81,16 @@ impl Pump {
                     }
                     let Some(add) = Add::decode(&datagram.body) else { continue };
                     let Ok([pipe, dir]) = <[OwnedFd; 2]>::try_from(datagram.descriptors) else { continue };
-                    self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, add.stream))?;
-                    self.streams.insert(add.stream, Stream::open(add, pipe, dir));
+                    if let Some(stream) = self.streams.get_mut(&add.stream) {
+                        stream.closing = add.closing;
+                    } else {
+                        self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, add.stream))?;
+                        self.streams.insert(add.stream, Stream::open(add, pipe, dir));
+                    }
+                    if add.closing {
+                        // An empty pipe that someone holds open has nothing to say by itself.
+                        self.on_stream(add.stream);
+                    }
                 }
                 Err(seqpacket::Error::WouldBlock) => break,
                 Ok(None) => self.control = None,
@@ -134,15 +142,24 @@ enum Progress {
 struct Stream {
     pipe: OwnedFd,
     files: Result<Files, io::Error>,
+    /// Whoever still holds the other end has nothing more to say here.
+    closing: bool,
 }
 
 impl Stream {
     fn open(add: Add, pipe: OwnedFd, dir: OwnedFd) -> Self {
-        Stream { pipe, files: Files::open(add, dir) }
+        Stream { pipe, files: Files::open(add, dir), closing: add.closing }
     }
 
-    /// Moves what there is, up to a turn's worth.
+    /// Moves what there is, up to a turn's worth, which is as much as a pipe may hold.
     fn turn(&mut self) -> Progress {
+        match self.take_turn() {
+            Progress::Waiting if self.closing => Progress::Ended,
+            progress => progress,
+        }
+    }
+
+    fn take_turn(&mut self) -> Progress {
         let mut moved = 0;
         while moved < TURN_BYTES {
             // Asked before a file is begun: at the end of the stream none must be, for the oldest would go.
@@ -331,7 +348,7 @@ mod tests {
 
     fn reopen(dir: &tempfile::TempDir, pipe: OwnedFd, file_bytes: u64) -> Stream {
         let dir = File::open(dir.path()).expect("directory").into();
-        Stream::open(Add { stream: 1, which: Which::Stdout, file_bytes, files: 2 }, pipe, dir)
+        Stream::open(Add { stream: 1, which: Which::Stdout, file_bytes, files: 2, closing: false }, pipe, dir)
     }
 
     impl Fixture {

@@ -24,9 +24,11 @@ pub(crate) struct Add {
     pub(crate) which: Which,
     pub(crate) file_bytes: u64,
     pub(crate) files: u32,
+    /// What is in the pipe is the last to be written. Said again of a stream that the pump has.
+    pub(crate) closing: bool,
 }
 
-const ADD_BYTES: usize = 8 + 1 + 8 + 4;
+const ADD_BYTES: usize = 8 + 1 + 8 + 4 + 1;
 
 impl Add {
     pub(crate) fn encode(self) -> Vec<u8> {
@@ -35,6 +37,7 @@ impl Add {
         bytes.push(u8::from(self.which == Which::Stderr));
         bytes.extend(self.file_bytes.to_le_bytes());
         bytes.extend(self.files.to_le_bytes());
+        bytes.push(u8::from(self.closing));
         bytes
     }
 
@@ -42,12 +45,14 @@ impl Add {
         let (stream, rest) = bytes.split_first_chunk::<8>()?;
         let (which, rest) = rest.split_first()?;
         let (file_bytes, rest) = rest.split_first_chunk::<8>()?;
-        let files = <[u8; 4]>::try_from(rest).ok()?;
+        let (files, rest) = rest.split_first_chunk::<4>()?;
+        let &[closing] = rest else { return None };
         Some(Add {
             stream: u64::from_le_bytes(*stream),
             which: if *which == 0 { Which::Stdout } else { Which::Stderr },
             file_bytes: u64::from_le_bytes(*file_bytes),
-            files: u32::from_le_bytes(files),
+            files: u32::from_le_bytes(*files),
+            closing: closing != 0,
         })
     }
 }
@@ -68,7 +73,13 @@ mod tests {
     #[test]
     fn messages_come_back_as_they_went() {
         for which in [Which::Stdout, Which::Stderr] {
-            let add = Add { stream: 1 << 40, which, file_bytes: 10 << 20, files: 2 };
+            let add = Add {
+                stream: 1 << 40,
+                which,
+                file_bytes: 10 << 20,
+                files: 2,
+                closing: which == Which::Stderr,
+            };
             assert_eq!(Add::decode(&add.encode()), Some(add));
             assert_eq!(Add::decode(&add.encode()[1..]), None);
         }

@@ -516,6 +516,7 @@ impl Supervisor {
         match self.launches.get(&launch_id).map(|launch| &launch.state) {
             None => self.send(serial, Message::Unknown(Unknown { launch_id })),
             Some(State::Ended { logs_until: None, .. }) => {
+                self.logs.close(launch_id, &self.poller);
                 self.records.forget(launch_id);
                 self.launches.remove(&launch_id);
             }

@@ -1,7 +1,7 @@
 //! The supervisor as a process, spoken to as an agent does. What needs root says so when it cannot run.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -480,6 +480,22 @@ fn a_dead_pump_is_replaced_and_nothing_is_lost() {
     let expected = (0..2000).map(|i| format!("line {i}\n")).collect::<String>();
     assert_eq!(all.len(), expected.len());
     assert!(all == expected);
+}
+
+#[test]
+fn a_stream_that_someone_else_holds_ends_with_its_launch() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    node.launch(&agent, node.request(1, "echo $$; exec sleep 1000"));
+    agent.launched(1);
+    let pid = wait_for("its pid", || node.log(1, "stdout.0").trim().parse::<i32>().ok());
+    let held = format!("/proc/{pid}/fd/1");
+    let mut held = fs::File::options().write(true).open(held).expect("its pipe");
+    kill(pid);
+    let exited = wait_for("the end", || agent.try_recv().flatten());
+    assert!(matches!(exited, Told::Exited(Exited { logs_complete: false, .. })), "{exited:?}");
+    agent.send(Order::Forget(Forget { launch_id: 1 }), &[]);
+    wait_for("the pipe to be closed", || held.write(b"x").is_err().then_some(()));
 }
 
 #[test]
