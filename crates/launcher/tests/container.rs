@@ -508,6 +508,7 @@ fn the_payload_starts_in_its_v1_groups() {
         eprintln!("SKIPPED: needs cgroup v1");
         return;
     };
+    eprintln!("RAN: cgroup v1");
     fs::write(pids.0.join("pids.max"), "4").expect("limit");
     let procs = [pids, cpuacct].map(|group| {
         fs::File::options().write(true).open(group.0.join("cgroup.procs")).expect("cgroup.procs")
