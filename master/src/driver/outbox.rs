@@ -92,7 +92,11 @@ impl<T> Outbox<T> {
                 if !queue.items.is_empty() {
                     queue.taken_at = Instant::now();
                     let count = queue.items.len().min(max);
-                    return Ok(queue.items.drain(..count).collect());
+                    let some = queue.items.drain(..count).collect();
+                    if queue.items.is_empty() && queue.items.capacity() > OUTBOX_ITEMS {
+                        queue.items = VecDeque::new();
+                    }
+                    return Ok(some);
                 }
                 if let Some(end) = queue.end {
                     return Err(end);

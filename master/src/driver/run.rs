@@ -474,6 +474,10 @@ impl Driver {
                 }
                 Output::Follows => {
                     info!("this master leads no more");
+                    // Also those on which nothing was said yet: what they were opened under has ended.
+                    let end = StreamEnd::NotLeader;
+                    std::mem::take(&mut self.frameworks).into_values().for_each(|outbox| outbox.close(end));
+                    std::mem::take(&mut self.agents).into_values().for_each(|outbox| outbox.close(end));
                     for (_, waiting) in std::mem::take(&mut self.reads) {
                         let _ = waiting.reply.send(Err(self.not_leader()));
                     }
@@ -618,6 +622,21 @@ mod tests {
         let ask = driver.inbox.asks.try_recv().expect("the call");
         driver.take(ask);
         assert!(driver.frameworks.contains_key(&connection));
+    }
+
+    /// An agent's session is labelled with the leadership under which it was opened, and must not reach the next one.
+    #[test]
+    fn no_stream_outlives_its_leadership() {
+        let (handle, mut driver) = leader();
+        let ((_, agent), (_, framework)) = (handle.open_agent(), handle.open_framework());
+        while let Ok(notice) = driver.inbox.notices.try_recv() {
+            driver.on_notice(notice);
+        }
+        let now = driver.now();
+        let role = RoleChange { term: 3, role: Role::Follower, leader: None, gate_open: false };
+        driver.on_raft(RaftEvent::Role(role), now);
+        driver.perform();
+        assert_eq!([agent.ended(), framework.ended()], [Some(StreamEnd::NotLeader); 2]);
     }
 
     #[test]
