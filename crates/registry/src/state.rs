@@ -269,9 +269,12 @@ impl Registry {
         self.sessions.get(&session)?.answers.get(&seq)
     }
 
-    /// The highest sequence number of a current session whose answer is stored; 0 for none.
+    /// The highest sequence number that a current session is known to have used, by a stored answer or by one that its
+    /// client has seen; 0 for none. A call with a lower number that is not stored would be refused as an old copy.
     pub fn last_seq(&self, session: SessionId) -> u64 {
-        self.sessions.get(&session).and_then(|s| s.answers.iter().map(|(seq, _)| *seq).last()).unwrap_or(0)
+        let Some(session) = self.sessions.get(&session) else { return 0 };
+        let stored = session.answers.iter().map(|(seq, _)| *seq).last().unwrap_or(0);
+        stored.max(session.done_below.saturating_sub(1))
     }
 
     /// The stored answer to an operator's request.

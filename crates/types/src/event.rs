@@ -19,7 +19,7 @@ pub enum FrameworkEvent {
         framework: FrameworkId,
         /// Its session.
         session: SessionId,
-        /// The highest sequence number of the session whose answer is stored.
+        /// The highest sequence number that the session is known to have used; 0 for none.
         last_seq: u64,
     },
     /// New offers.

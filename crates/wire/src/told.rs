@@ -67,7 +67,7 @@ pub struct Subscribed {
     pub cluster: ClusterId,
     /// The leadership.
     pub epoch: Epoch,
-    /// The highest sequence number of the session whose answer is stored.
+    /// The highest sequence number that the session is known to have used; 0 for none.
     pub last_seq: u64,
 }
 

@@ -31,7 +31,7 @@ pub enum FrameworkItem {
         framework: FrameworkId,
         /// Its session.
         session: SessionId,
-        /// The highest sequence number whose answer is stored.
+        /// The highest sequence number that is known to have been used.
         last_seq: u64,
         /// The state.
         view: Box<View>,

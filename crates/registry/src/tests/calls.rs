@@ -57,6 +57,7 @@ fn answers_that_were_seen_are_dropped_and_late_copies_refused() {
     assert!(lab.registry.answer(session, 1).is_none());
     assert!(lab.registry.answer(session, 2).is_some());
     assert_eq!(rejected(&lab.run(accept(call(1, 0), "d"))), Rejection::Stale);
+    assert_eq!(lab.registry.last_seq(session), 3);
     // Nobody has seen the answer of the call he makes.
     let changes = lab.run(accept(call(2, u64::MAX), "b"));
     assert!(repeated(&changes).is_some());
@@ -64,6 +65,10 @@ fn answers_that_were_seen_are_dropped_and_late_copies_refused() {
     assert_eq!(answer(&changes).outcomes, [None]);
     assert!(lab.registry.answer(session, 4).is_some() && lab.registry.answer(session, 3).is_none());
     assert_eq!(lab.registry.tasks_len(), 4);
+    // Whoever resumes with nothing but the session goes on above what was used.
+    let nothing = call(0, 90);
+    lab.run(Command::Acknowledge { call: nothing, acks: Vec::new() });
+    assert_eq!(lab.registry.last_seq(session), 89);
 }
 
 #[test]
