@@ -1,16 +1,30 @@
 //! Diagnostics for the node's own use: whether the agent is well, and what it holds.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
 
 use crate::driver::Handle;
+
+/// Connections at once; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 32;
+/// How long a connection may last.
+const CONNECTION_MAX: Duration = Duration::from_secs(10);
+/// Between two attempts to accept where one has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why diagnostics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -26,11 +40,28 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error { address, source })
 }
 
-/// Serves `/healthz` (200 while the driver answers) and `/state` until the process ends.
+/// Serves `/healthz` (200 while the driver answers) and `/state` until the process ends. A task reaches this port: it
+/// must not be able to take all descriptors of the agent.
 pub async fn serve(listener: TcpListener, handle: Handle) {
     let router = Router::new().route("/healthz", get(healthz)).route("/state", get(state)).with_state(handle);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "diagnostics are not served any more");
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
+        let connection = match listener.accept().await {
+            Ok((connection, _)) => TokioIo::new(connection),
+            Err(error) => {
+                tracing::debug!(%error, "accept on the diagnostics port");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let served = http1::Builder::new().serve_connection(connection, service);
+            // Whatever became of it: it was one question.
+            let _ = timeout(CONNECTION_MAX, served).await;
+            drop(place);
+        });
     }
 }
 

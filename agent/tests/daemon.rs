@@ -132,6 +132,27 @@ fn one_agent_per_work_directory_and_sigterm_ends_it_well() {
     assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
 }
 
+#[test]
+fn idle_connections_take_no_more_than_their_share() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path(), "127.0.0.1:1", &no_executor(), "process");
+    let fds = format!("/proc/{}/fd", daemon.child.id());
+    let sockets = || {
+        let links = std::fs::read_dir(&fds).unwrap().flatten().filter_map(|fd| fd.path().read_link().ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    };
+    let before = sockets();
+    let idle: Vec<_> = (0..100).map(|_| TcpStream::connect(&daemon.listen).unwrap()).collect();
+    until("the first are accepted", || sockets() >= before + 32);
+    let begun = Instant::now();
+    until("it stays so", || {
+        assert!(sockets() <= before + 40, "{} sockets", sockets());
+        begun.elapsed() > Duration::from_millis(300)
+    });
+    drop(idle);
+    assert!(daemon.get("/healthz").is_some());
+}
+
 fn launch(seq: u64, launch: u64, script: &str) -> AgentOrder {
     let resources = Resources::parse("cpus:0.1;mem:32MiB").unwrap();
     AgentOrder::Launch(Box::new(LaunchOrder {
