@@ -160,7 +160,7 @@ impl Driver {
         self.mind.on_time(self.now());
         self.perform();
         let now = Instant::now();
-        self.tickets.retain(|_, ticket| ticket.expires > now);
+        self.tickets.retain(|_, ticket| ticket.expires > now && !ticket.data.chunks.is_closed());
         self.end_reads(now);
     }
 
