@@ -279,7 +279,7 @@ fn refused(status: &Status) -> (Outcome, String) {
 async fn pause(most_ms: u64) {
     if most_ms > 0 {
         let random = getrandom::u64().expect("the system's random numbers never run out");
-        sleep(Duration::from_millis(random % (most_ms + 1))).await;
+        sleep(Duration::from_millis(random % most_ms.saturating_add(1))).await;
     }
 }
 
