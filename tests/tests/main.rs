@@ -7,6 +7,7 @@
 
 mod array;
 mod containers;
+mod dev;
 mod ends;
 mod first;
 mod nodes;
