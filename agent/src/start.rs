@@ -111,12 +111,18 @@ fn open_containerizer(
     let opened = proffer_containerizer::open(options(config)?, move |event| drop(events.send(event)));
     match opened {
         Ok(containerizer) => Ok(Box::new(containerizer)),
-        Err(error) if config.containerizer == Containerizer::Auto => Err(error).context(
+        Err(error) if config.containerizer == Containerizer::Auto && !is_of_own_dirs(&error, config) => Err(error).context(
             "this node cannot separate tasks from each other and from itself; to run them as plain processes all the \
              same, without limits, say `--containerizer process`",
         ),
         Err(error) => Err(error).context("open the containerizer"),
     }
+}
+
+/// Whether it is a directory of ours that cannot be made, which has nothing to do with how tasks are separated.
+fn is_of_own_dirs(error: &proffer_containerizer::Error, config: &Config) -> bool {
+    let proffer_containerizer::Error::Path { path, .. } = error else { return false };
+    path.starts_with(&config.work_dir) || path.starts_with(&config.runtime_dir)
 }
 
 fn options(config: &Config) -> Result<Options> {

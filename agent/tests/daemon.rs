@@ -120,6 +120,25 @@ fn refuses_a_busy_port_and_a_missing_executor() {
 }
 
 #[test]
+fn a_runtime_directory_that_cannot_be_made_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(AGENT);
+    command.env_clear().args([
+        "--masters",
+        "127.0.0.1:1",
+        "--listen",
+        &free_port(),
+        "--containerizer",
+        "auto",
+    ]);
+    command.arg("--work-dir").arg(dir.path().join("work")).arg("--executor").arg(no_executor());
+    command.args(["--runtime-dir", "/etc/passwd/proffer", "--resources", "cpus:1;mem:64MiB"]);
+    let (output, stderr) = output(command);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr.contains("/etc/passwd/proffer") && !stderr.contains("separate"), "{stderr}");
+}
+
+#[test]
 fn one_agent_per_work_directory_and_sigterm_ends_it_well() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(dir.path(), "127.0.0.1:1", &no_executor(), "process");
