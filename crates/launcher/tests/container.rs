@@ -1,4 +1,20 @@
 //! Containers seen from inside and out. The Linux ones need root and say so when they cannot run.
+//!
+//! What a task must not be able to do, and where that is looked at:
+//! ```text
+//! another user, groups, capabilities, new privileges   a_task_sees_only_what_it_may
+//! /proc/1, host processes, descriptors above 2         a_task_sees_only_what_it_may
+//! /run, /home, /root, /var/tmp, cgroupfs, writing      a_task_sees_only_what_it_may
+//! connect() to a host socket, in /run and elsewhere    a_host_socket_cannot_be_reached
+//! to undo all that in namespaces of its own            own_namespaces_uncover_nothing
+//! core_pattern, sysrq, mounts, init, as user 0         user_0_meets_masks
+//! the host's /dev/null, as user 0                      no_inherited_descriptor_leads_to_the_host
+//! the host's keys                                      keys_of_the_host_are_out_of_reach
+//! a working directory of /proc/self/fd/N               exit_codes_signals_and_exec_failures_are_told_apart
+//! to be spared by the out-of-memory killer             a_task_is_not_spared_with_its_supervisor
+//! more processes than allowed                          the_payload_starts_in_its_v1_groups
+//! to outlive SIGKILL                                   sigterm_reaches_every_process_and_sigkill_ends_the_tree
+//! ```
 
 use std::fs;
 use std::io::Read;
@@ -349,6 +365,23 @@ fn keys_of_the_host_are_out_of_reach() {
 }
 
 #[test]
+fn own_namespaces_uncover_nothing() {
+    if !root() {
+        return;
+    }
+    let script = "unshare -Urm sh -c 'echo IN; mkdir /tmp/x; mount -t tmpfs none /tmp/x && echo MOUNTS
+        for place in /run /home /root /sys/fs/cgroup /dev; do umount -l $place && echo UNCOVERED $place; done
+        for place in / /sys /dev; do mount -o remount,bind,rw $place && echo WRITABLE $place; done
+        mount --bind / /tmp/x && echo REVEALED; mount -t sysfs none /tmp/x && echo SYS; :' 2>/dev/null";
+    let ran = run(&["sh", "-c", script], &linux());
+    if !ran.output.starts_with("IN\nMOUNTS\n") {
+        eprintln!("SKIPPED: needs unshare and user namespaces for everyone");
+        return;
+    }
+    assert_eq!(ran.output, "IN\nMOUNTS\n");
+}
+
+#[test]
 fn no_mount_is_left_on_the_host() {
     if !root() {
         return;
@@ -406,11 +439,13 @@ fn exit_codes_signals_and_exec_failures_are_told_apart() {
     check(&Options::default);
     if root() {
         check(&linux);
-        let leaky = Options { working_directory: "/proc/self/fd/4", ..linux() };
-        assert_eq!(
-            run(&["true"], &leaky).events,
-            [Event::ExecFailed { step: Step::Chdir, errno: libc::ENOENT }]
-        );
+        for number in 3..32 {
+            let leaky = format!("/proc/self/fd/{number}");
+            assert_eq!(
+                run(&["true"], &Options { working_directory: &leaky, ..linux() }).events,
+                [Event::ExecFailed { step: Step::Chdir, errno: libc::ENOENT }]
+            );
+        }
     }
 }
 
