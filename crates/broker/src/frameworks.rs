@@ -54,6 +54,11 @@ impl Broker {
         if let Some(rejection) = refused {
             return self.answer(reply, Err(Refused::Rejected(rejection)));
         }
+        if registry.framework(framework).is_some_and(|record| record.info != info) {
+            let reason =
+                "differs from what the session was opened with: leave `session` out to begin a new one";
+            return self.answer(reply, Err(Refused::Invalid { field: "info".into(), reason: reason.into() }));
+        }
         // Without a stream there may be a Disconnect on its way, which must be followed by the return.
         let connected = registry.framework(framework).is_some_and(|r| r.state == FrameworkState::Connected);
         if connected && self.subscribers.contains_key(&framework) {

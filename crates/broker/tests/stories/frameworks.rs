@@ -4,7 +4,7 @@ use proffer_broker::Lost;
 use proffer_types::call::Call;
 use proffer_types::command::{Ack, AdminId, CallId, Rejection};
 use proffer_types::event::{AgentOrder, FrameworkEvent, Refused, StreamEnd};
-use proffer_types::{FrameworkState, Reason, RequestId, TaskId, TaskState};
+use proffer_types::{FrameworkState, Reason, RequestId, Role, TaskId, TaskState};
 
 use crate::harness::Harness;
 
@@ -243,4 +243,19 @@ fn a_repeated_kill_of_an_operator_is_answered_after_the_task_is_gone() {
     let again = h.call(kill);
     assert!(h.answers[&again].is_ok(), "{:?}", h.answers[&again]);
     assert_eq!(h.answers[&first], h.answers[&again]);
+}
+
+/// What a resumed session says of itself would otherwise be ignored in silence.
+#[test]
+fn a_session_is_resumed_as_it_was_opened() {
+    let mut h = Harness::new();
+    let mut fw = h.framework(&["a"]);
+    fw.info.roles = vec![Role::new("b").unwrap()];
+    fw.connection = h.connection();
+    let resumed = h.call(fw.subscribe(Some(fw.id), Some(fw.session)));
+    assert!(matches!(&h.answers[&resumed], Err(Refused::Invalid { field, .. }) if field == "info"));
+    let next = fw.successor(fw.connection);
+    let opened = h.call(next.subscribe(Some(fw.id), None));
+    assert!(h.answers[&opened].is_ok());
+    assert_eq!(h.registry.framework(fw.id).unwrap().info.roles, fw.info.roles);
 }
