@@ -114,7 +114,7 @@ async fn masters_killed_all_at_once_know_everything_again_from_disk() {
     let mut cluster = Cluster::start(options).await;
     let mut framework = Framework::connect(&cluster.addresses(), info("survivor")).await;
     for task in ["one", "two"] {
-        framework.launch(LIMIT, task, &shell("sleep 300"), None).await;
+        framework.launch(LIMIT, task, &shell("exec sleep 300"), None).await;
         framework.state(LIMIT, task, TaskState::Running).await;
     }
     assert_eq!(cluster.run(LIMIT, &["run", "--", "true"]).await.code, Some(0));

@@ -30,7 +30,7 @@ async fn a_leader_that_is_cut_off_is_replaced_and_follows_when_it_returns() {
     let test = "a_leader_that_is_cut_off_is_replaced_and_follows_when_it_returns";
     let Some(cluster) = cluster(test).await else { return };
     let mut framework = Framework::connect(&cluster.addresses(), info("nodes")).await;
-    framework.launch(LIMIT, "before", &shell("sleep 300"), None).await;
+    framework.launch(LIMIT, "before", &shell("exec sleep 300"), None).await;
     framework.state(LIMIT, "before", TaskState::Running).await;
     let first = cluster.leader().await;
     let term = cluster.status().await.term;

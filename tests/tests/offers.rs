@@ -86,7 +86,7 @@ async fn an_agent_that_stops_answering_comes_back_without_killing_anything() {
     let cluster = Cluster::start(Options { heartbeat_ms: 300, ..Options::default() }).await;
     let mut framework = Framework::connect(&cluster.addresses(), info("patient")).await;
     for task in ["kept", "killed"] {
-        framework.launch(LIMIT, task, &shell("sleep 300"), None).await;
+        framework.launch(LIMIT, task, &shell("exec sleep 300"), None).await;
         framework.state(LIMIT, task, TaskState::Running).await;
     }
     let processes = processes(&cluster);
