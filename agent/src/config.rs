@@ -1,6 +1,6 @@
 //! The agent's settings: flags over `PROFFER_…` variables over the configuration file over defaults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -49,9 +49,10 @@ pub struct Flags {
     /// The supervisor's program [default: proffer-executor beside this one]
     #[arg(long, env = "PROFFER_EXECUTOR", value_name = "FILE")]
     executor: Option<String>,
-    /// Let tasks run as root if they ask for it
-    #[arg(long, env = "PROFFER_ALLOW_ROOT", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
-    allow_root: Option<String>,
+    /// Users of this node that tasks may ask to run as, beside nobody; `*` for all but root, `root` for root itself
+    /// [default: none]
+    #[arg(long, env = "PROFFER_TASK_USERS", value_name = "USER,…")]
+    task_users: Option<String>,
     /// Serve diagnostics on an address that is not loopback, to whoever can reach it
     #[arg(long, env = "PROFFER_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
     insecure: Option<String>,
@@ -103,8 +104,8 @@ pub struct Config {
     pub cgroup_root: Option<PathBuf>,
     /// The supervisor's program, if not beside this one.
     pub executor: Option<PathBuf>,
-    /// Whether tasks may run as root.
-    pub allow_root: bool,
+    /// Users that tasks may run as beside `nobody`; `*` for all but root.
+    pub task_users: BTreeSet<String>,
     /// Whether diagnostics may be served on an address that is not loopback.
     pub insecure: bool,
     /// What to log.
@@ -142,7 +143,7 @@ impl Config {
             containerizer: reader.get("containerizer", parse_containerizer).unwrap_or_default(),
             cgroup_root: reader.get("cgroup-root", parse_dir),
             executor: reader.get("executor", |text| Ok(PathBuf::from(text))),
-            allow_root: reader.get("allow-root", parse_bool).unwrap_or(false),
+            task_users: reader.get("task-users", |text| Ok(parse_users(text))).unwrap_or_default(),
             insecure: reader.get("insecure", parse_bool).unwrap_or(false),
             log: reader
                 .get("log", |text| match proffer_telemetry::check(text) {
@@ -187,7 +188,7 @@ impl Default for Config {
             containerizer: Containerizer::Auto,
             cgroup_root: None,
             executor: None,
-            allow_root: false,
+            task_users: BTreeSet::new(),
             insecure: false,
             log: proffer_telemetry::DEFAULT_FILTER.into(),
             log_format: Format::Text,
@@ -208,7 +209,7 @@ impl Flags {
             ("containerizer", &self.containerizer),
             ("cgroup-root", &self.cgroup_root),
             ("executor", &self.executor),
-            ("allow-root", &self.allow_root),
+            ("task-users", &self.task_users),
             ("insecure", &self.insecure),
             ("log", &self.log),
             ("log-json", &self.log_json),
@@ -222,6 +223,10 @@ fn parse_masters(text: &str) -> Result<Vec<String>, String> {
     let items = text.split(',').filter(|item| !item.trim().is_empty());
     let masters: Vec<String> = items.map(parse_address).collect::<Result<_, _>>()?;
     if masters.is_empty() { Err("there is none".into()) } else { Ok(masters) }
+}
+
+fn parse_users(text: &str) -> BTreeSet<String> {
+    text.split(',').map(str::trim).filter(|user| !user.is_empty()).map(str::to_owned).collect()
 }
 
 fn parse_containerizer(text: &str) -> Result<Containerizer, String> {
@@ -267,11 +272,11 @@ mod tests {
 
     #[test]
     fn a_flag_is_stronger_than_the_file_and_the_file_than_the_default() {
-        let file = "masters = [\"a:1\", \"b:2\"]\nwork-dir = \"/w\"\nallow_root = true\nlog-json = true\n";
+        let file = "masters = [\"a:1\", \"b:2\"]\nwork-dir = \"/w\"\ntask_users = [\"daemon\", \"*\"]\nlog-json = true\n";
         let config = resolve(&["--work-dir", "/x"], file).unwrap();
         assert_eq!(config.masters, ["a:1", "b:2"]);
         assert_eq!(config.work_dir, Path::new("/x"));
-        assert!(config.allow_root);
+        assert!(config.task_users.contains("daemon") && config.task_users.contains("*"));
         assert_eq!(config.log_format, Format::Json);
         assert_eq!(config.listen.port(), 5051);
         assert_eq!(resolve(&[], "").unwrap(), Config::default());

@@ -138,7 +138,7 @@ fn options(config: &Config) -> Result<Options> {
         runtime_dir: config.runtime_dir.clone(),
         executor: executor(config)?,
         covers: COVERS.iter().map(PathBuf::from).filter(|dir| dir.is_dir()).collect(),
-        allow_root: config.allow_root,
+        task_users: config.task_users.clone(),
         supervisor_idle: SUPERVISOR_IDLE,
     })
 }

@@ -1,5 +1,6 @@
 //! What the containerizer is given.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,8 +68,8 @@ pub struct Options {
     pub executor: PathBuf,
     /// Directories that tasks must not see, besides `work_dir` and `runtime_dir`.
     pub covers: Vec<PathBuf>,
-    /// Tasks may run as uid 0.
-    pub allow_root: bool,
+    /// Users that tasks may run as beside `nobody`; `*` for all but root.
+    pub task_users: BTreeSet<String>,
     /// A supervisor without launches is told to end after this.
     pub supervisor_idle: Duration,
 }

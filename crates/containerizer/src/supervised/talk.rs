@@ -107,7 +107,7 @@ impl Engine {
                 message: "there is no specification".to_owned(),
             });
         };
-        let account = user::account(&spec.user, self.options.allow_root)
+        let account = user::account(&spec.user, &self.options.task_users)
             .map_err(|refused| Unfit { reason: Reason::UserRefused, message: refused.to_string() })?;
         let (sandbox, logs) = self.dirs.make_sandbox(id, account.uid, account.gid).map_err(failed)?;
         let mut descriptors = self.confinement.make(spec).map_err(failed)?;

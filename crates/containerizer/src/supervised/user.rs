@@ -1,5 +1,7 @@
 //! Who a task runs as.
 
+use std::collections::BTreeSet;
+
 use nix::unistd::{Uid, User};
 
 /// A user as the kernel knows it.
@@ -14,16 +16,20 @@ pub(crate) struct Account {
 pub(crate) enum Refused {
     #[error("user {0:?} is not known on this agent")]
     Unknown(String),
-    #[error("user {0:?} is uid 0, which this agent does not allow")]
-    Root(String),
+    #[error("user {0:?} is not among those that this agent lets tasks run as (its --task-users)")]
+    NotAllowed(String),
     #[error("user {0:?} is not the agent's own, and it does not run as root")]
     NotOwn(String),
     #[error("user {0:?} cannot be looked up: {1}")]
     Lookup(String, String),
 }
 
-/// Finds the account of `name`; an empty name is `nobody`, or the agent's own user if that is not root.
-pub(crate) fn account(name: &str, allow_root: bool) -> Result<Account, Refused> {
+/// Stands for every user but root among those that are allowed.
+const ANY: &str = "*";
+
+/// Finds the account of `name`; an empty name is `nobody`, or the agent's own user if that is not root. `nobody` is
+/// always allowed, others if they are among `allowed`; root only by its name.
+pub(crate) fn account(name: &str, allowed: &BTreeSet<String>) -> Result<Account, Refused> {
     let own = Uid::effective();
     let found = match name {
         "" if !own.is_root() => User::from_uid(own),
@@ -41,8 +47,10 @@ pub(crate) fn account(name: &str, allow_root: bool) -> Result<Account, Refused> 
         Err(error) => return Err(Refused::Lookup(shown.to_owned(), error.to_string())),
     };
     let account = Account { uid: user.uid.as_raw(), gid: user.gid.as_raw() };
-    if own.is_root() && account.uid == 0 && !allow_root {
-        return Err(Refused::Root(shown.to_owned()));
+    let listed =
+        allowed.contains(shown) || (account.uid != 0 && (shown == "nobody" || allowed.contains(ANY)));
+    if own.is_root() && !listed {
+        return Err(Refused::NotAllowed(shown.to_owned()));
     }
     if !own.is_root() && user.uid != own {
         return Err(Refused::NotOwn(shown.to_owned()));
@@ -55,15 +63,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_and_strangers_are_refused() {
+    fn only_users_that_are_allowed() {
+        let allowed = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let (none, any, root) = (allowed(&[]), allowed(&["*"]), allowed(&["root"]));
         if !Uid::effective().is_root() {
-            assert!(matches!(account("root", true), Err(Refused::NotOwn(_))));
+            assert!(matches!(account("root", &root), Err(Refused::NotOwn(_))));
             return;
         }
-        assert_eq!(account("root", false), Err(Refused::Root("root".into())));
-        assert_eq!(account("root", true), Ok(Account { uid: 0, gid: 0 }));
-        assert_eq!(account("proffer-no-such", false), Err(Refused::Unknown("proffer-no-such".into())));
-        assert_eq!(account("", false), account("nobody", false));
-        assert_ne!(account("", false).map(|account| account.uid), Ok(0));
+        for names in [&none, &any] {
+            assert_eq!(account("root", names), Err(Refused::NotAllowed("root".into())));
+        }
+        assert_eq!(account("root", &root), Ok(Account { uid: 0, gid: 0 }));
+        assert_eq!(account("daemon", &none), Err(Refused::NotAllowed("daemon".into())));
+        assert_eq!(account("daemon", &root), Err(Refused::NotAllowed("daemon".into())));
+        assert!(account("daemon", &any).is_ok() && account("daemon", &allowed(&["daemon"])).is_ok());
+        assert_eq!(account("proffer-no-such", &any), Err(Refused::Unknown("proffer-no-such".into())));
+        assert_eq!(account("", &none), account("nobody", &none));
+        assert_ne!(account("", &none).map(|account| account.uid), Ok(0));
     }
 }

@@ -1,5 +1,6 @@
 //! A containerizer on a machine, with what a test needs to make things happen on it.
 
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,7 +81,7 @@ impl Bench {
             runtime_dir: PathBuf::from(format!("/dev/shm/proffer-{name}")),
             executor: executor(),
             covers: Vec::new(),
-            allow_root: false,
+            task_users: BTreeSet::new(),
             supervisor_idle: Duration::from_secs(60),
         };
         let bench = Self::new(Kind::Real { options: Box::new(options), dir, life: None });

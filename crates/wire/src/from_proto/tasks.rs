@@ -35,6 +35,9 @@ pub(crate) fn task_spec(
     let resources = resources(spec.resources, at, "resources", allowed, problems);
     if nothing {
         problems.invalid::<()>(at.field("resources"), "a task must hold something");
+    } else if resources.as_ref().is_some_and(|held| held.memory_bytes() == 0) {
+        // Its limit is what it holds, and nothing runs in no memory.
+        problems.invalid::<()>(at.field("resources"), "a task must hold some mem");
     }
     let kill_grace_ms = kill_grace(spec.kill_grace_ms, at.field("kill_grace_ms"), problems);
     let pids_max = match spec.pids_max {
