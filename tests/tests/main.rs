@@ -9,6 +9,7 @@ mod array;
 mod containers;
 mod dev;
 mod ends;
+mod faults;
 mod first;
 mod nodes;
 mod offers;
