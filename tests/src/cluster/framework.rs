@@ -159,7 +159,10 @@ impl Framework {
     /// # Panics
     /// If the call fails.
     pub async fn decline_all(&mut self, filter: Duration) {
-        let ids = self.offers.drain(..).map(|offer| offer.id).collect();
+        let ids: Vec<_> = self.offers.drain(..).map(|offer| offer.id).collect();
+        if ids.is_empty() {
+            return;
+        }
         self.handle.decline(ids, Some(filter)).await.expect("declined");
     }
 
