@@ -76,8 +76,8 @@ impl Totals {
         let cpus = std::thread::available_parallelism()
             .map_err(|source| Error::System { operation: "count the processors", source })?;
         let meminfo = Path::new("/proc/meminfo");
-        let memory_bytes = memory_total(&read(meminfo)?)
-            .ok_or(Error::Unexpected { path: meminfo.into(), what: "there is no MemTotal in kB" })?;
+        let missing = || Error::Unexpected { path: meminfo.into(), what: "there is no MemTotal in kB" };
+        let memory_bytes = memory_total(&read(meminfo)?).ok_or_else(missing)?;
         let memory_bytes = container_limits().fold(memory_bytes, u64::min);
         Ok(Self { cpus_milli: cpus.get() as u64 * 1_000, memory_bytes, disk_bytes: disk_bytes(work_dir)? })
     }

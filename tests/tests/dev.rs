@@ -185,7 +185,7 @@ async fn a_local_cluster_leaves_no_trace_and_is_resumed_where_it_was_kept() {
     let traces = Traces::of(&kept);
     dev.interrupt().await;
     assert_eq!(traces.left(), Vec::<String>::new());
-    assert_eq!(entries(temp.path()), [kept.clone()], "nothing outside of it");
+    assert_eq!(entries(temp.path()), std::slice::from_ref(&kept), "nothing outside of it");
     let dev = Dev::start(temp.path(), &["--dir", kept.to_str().expect("text")]).await;
     assert!(dev.proffer(&["task", "list"]).await.contains("remembered"));
     let traces = Traces::of(&kept);

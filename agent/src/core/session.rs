@@ -167,7 +167,8 @@ impl Core {
             );
             // Leaderships of two clusters cannot be compared: who speaks for another one is heard before that.
             let stranger = order == AgentOrder::Refused(AgentRefusal::WrongCluster);
-            if !(stranger && self.session != Session::Closed) && !self.admits(epoch) {
+            let heard = stranger && self.session != Session::Closed;
+            if !heard && !self.admits(epoch) {
                 return;
             }
             if !early && !matches!(self.session, Session::Open { .. }) {

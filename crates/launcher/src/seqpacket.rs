@@ -192,6 +192,7 @@ fn recv_with_descriptors(
         let mut header = libc::CMSG_FIRSTHDR(&message);
         while let Some(control) = header.as_ref() {
             if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                #[allow(clippy::unnecessary_cast, reason = "the type differs between C libraries")]
                 let bytes = control.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
                 let first = libc::CMSG_DATA(header).cast::<RawFd>();
                 let numbers = (0..bytes / size_of::<RawFd>()).map(|index| first.add(index).read_unaligned());

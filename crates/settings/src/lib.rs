@@ -179,7 +179,9 @@ mod tests {
         reader.get("listen", parse_address);
         reader.problem("and this");
         let problems = reader.finish(()).expect_err("problems").to_string();
-        for part in ["id: `x`", "x.toml: listen: 1.5 has the wrong type", "`colour` is not a setting", "and this"] {
+        for part in
+            ["id: `x`", "x.toml: listen: 1.5 has the wrong type", "`colour` is not a setting", "and this"]
+        {
             assert!(problems.contains(part), "{part} in {problems}");
         }
     }
