@@ -9,7 +9,7 @@ use proffer_tests::cluster::{Cluster, Options, audit, until_true};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
-use super::{LIMIT, beside_others, best};
+use super::{LIMIT, beside_others, best, ran_on};
 
 /// How many tasks.
 const TASKS: usize = 1_000;
@@ -92,6 +92,7 @@ async fn a_thousand_tasks_do_what_one_command_does() {
     let _machine = beside_others().await;
     let mut cluster = Cluster::start(options(1)).await;
     thousand(&mut cluster, async |_: &mut Cluster| ()).await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
@@ -104,6 +105,7 @@ async fn a_thousand_tasks_and_the_leader_is_killed_in_the_middle() {
         cluster.masters[leader].kill();
     })
     .await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
@@ -120,5 +122,6 @@ async fn a_thousand_tasks_and_both_agents_are_killed_in_the_middle() {
         cluster.agents.iter_mut().for_each(proffer_tests::cluster::Daemon::start);
     })
     .await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }

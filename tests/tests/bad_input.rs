@@ -1,20 +1,19 @@
 //! Bad input, one row per case, against the port of a running master: each is refused with the code and the words that
-//! are promised, the master serves on, and nothing it knows has changed. And what is wrong at start is told with the
-//! path, the key or the id, with the files untouched.
+//! are promised, the master serves on, and nothing it knows has changed.
 
 #![allow(clippy::print_stdout, reason = "why a test was skipped is told on standard output")]
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proffer_client::rows::TaskFilter;
-use proffer_tests::cluster::{Cluster, Daemon, Options, audit, program, until, until_true};
+use proffer_tests::cluster::{Cluster, Options, until, until_true};
 use proffer_wire::admin::v1 as admin;
 use proffer_wire::admin::v1::admin_service_client::AdminServiceClient;
+use proffer_wire::agent::v1 as agent;
+use proffer_wire::agent::v1::agent_service_client::AgentServiceClient;
 use proffer_wire::common::v1 as common;
 use proffer_wire::scheduler::v1 as pb;
 use proffer_wire::scheduler::v1::scheduler_service_client::SchedulerServiceClient;
@@ -898,6 +897,97 @@ async fn an_offer_that_has_expired_is_refused() {
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
+/// What somebody says who is no agent.
+fn strange_messages(bench: &Bench) -> Vec<(&'static str, agent::AgentMessage)> {
+    use agent::agent_item::Item;
+    let hello = agent::Hello {
+        instance: vec![7; 16].into(),
+        boot_id: vec![8; 16].into(),
+        info: Some(agent::AgentInfo {
+            hostname: "nowhere".into(),
+            resources: vec![amount("cpus", 1_000)],
+            isolation: "process".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let say = |agent_id: u64, item: Item| agent::AgentMessage {
+        agent_id,
+        epoch: None,
+        items: vec![agent::AgentItem { item: Some(item) }],
+    };
+    let info = |change: fn(&mut agent::AgentInfo)| {
+        let mut hello = hello.clone();
+        change(hello.info.as_mut().expect("it has one"));
+        say(0, Item::Hello(hello))
+    };
+    let known = bench.own.offers.values().next().map_or(0, |offer| offer.agent_id);
+    let status =
+        agent::TaskStatus { launch_id: 1, status: Some(common::Status { state: 6, ..Default::default() }) };
+    vec![
+        ("nothing", agent::AgentMessage::default()),
+        ("a pong before any hello", say(known, Item::Pong(agent::Pong { n: 1 }))),
+        ("a status before any hello", say(known, Item::Status(status))),
+        (
+            "an instance of 3 bytes",
+            say(0, Item::Hello(agent::Hello { instance: vec![1; 3].into(), ..hello.clone() })),
+        ),
+        ("no boot id", say(0, Item::Hello(agent::Hello { boot_id: Vec::new().into(), ..hello.clone() }))),
+        ("no info", say(0, Item::Hello(agent::Hello { info: None, ..hello.clone() }))),
+        ("zero cpus", info(|info| info.resources = vec![amount("cpus", 0)])),
+        ("memory that overflows", info(|info| info.resources = vec![amount("mem", 1 << 63)])),
+        ("an over-long host name", info(|info| info.hostname = "x".repeat(100_000))),
+        ("another installation with a known id", say(known, Item::Hello(hello.clone()))),
+        ("an id that was never given", say(1 << 40, Item::Hello(hello.clone()))),
+        (
+            "another cluster",
+            say(0, Item::Hello(agent::Hello { cluster_id: "ab".repeat(16), ..hello.clone() })),
+        ),
+        (
+            "a leadership of the far future",
+            say(
+                known,
+                Item::Hello(agent::Hello {
+                    epoch_seen: Some(common::Epoch { generation: 9, term: 9 }),
+                    ..hello.clone()
+                }),
+            ),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn who_only_plays_an_agent_is_refused_and_changes_nothing() {
+    use agent::master_item::Item;
+    let bench = Bench::start().await;
+    let before = bench.state().await.1;
+    for (name, message) in strange_messages(&bench) {
+        let mut client = AgentServiceClient::new(bench.channel.clone());
+        let (to_master, messages) = mpsc::channel(1);
+        to_master.send(message).await.expect("room");
+        let spoken = async {
+            let mut answers =
+                client.session(tokio_stream::wrappers::ReceiverStream::new(messages)).await?.into_inner();
+            while let Some(message) = answers.message().await? {
+                let item = message.items.into_iter().find_map(|item| item.item);
+                match item {
+                    Some(Item::Welcome(_) | Item::Launch(_)) => return Ok::<_, Status>(Some(item)),
+                    Some(_) => return Ok(None),
+                    None => {}
+                }
+            }
+            Ok(None)
+        };
+        let outcome = tokio::time::timeout(LIMIT, spoken).await;
+        let outcome = outcome.unwrap_or_else(|_| panic!("{name}: no answer"));
+        assert!(!matches!(outcome, Ok(Some(_))), "{name}: {outcome:?}");
+        drop(to_master);
+        bench.is_serving(name).await;
+        assert_eq!(bench.state().await.1, before, "{name}");
+    }
+    assert_eq!(bench.cluster.end(), Vec::<String>::new());
+}
+
 fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
     stream.set_read_timeout(Some(LIMIT)).expect("a limit");
@@ -999,147 +1089,4 @@ async fn half_open_connections_by_the_hundred_are_let_go() {
     .await;
     bench.is_serving("afterwards").await;
     assert_eq!(bench.cluster.end(), Vec::<String>::new());
-}
-
-/// Starts a daemon that must refuse to, and returns what it says.
-async fn refuses(daemon: &mut Daemon, code: i32) -> String {
-    let from = daemon.log_text().len();
-    daemon.start();
-    let status = daemon.ended().await;
-    let said = daemon.log_text().split_off(from);
-    assert_eq!(status.code(), Some(code), "{said}");
-    said
-}
-
-/// A cluster of one master that has some records on disk and does not run.
-async fn stopped(masters: usize) -> Cluster {
-    let mut cluster = Cluster::start(Options { masters, agents: 0, ..Options::default() }).await;
-    cluster.leader().await;
-    let raw = {
-        let address = cluster.masters[cluster.leader().await].address.clone();
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
-        Raw::subscribe(&endpoint.connect().await.expect("a connection"), subscribe_request("x", 1)).await
-    };
-    drop(raw);
-    for master in &mut cluster.masters {
-        assert!(master.stop().await.success());
-    }
-    cluster
-}
-
-fn segment(data: &Path) -> std::path::PathBuf {
-    let files = fs::read_dir(data.join("log")).expect("the log").flatten().map(|entry| entry.path());
-    files.into_iter().find(|path| path.extension().is_some_and(|end| end == "log")).expect("a segment")
-}
-
-fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-    let mut bytes = fs::read(path).expect("a file");
-    change(&mut bytes);
-    fs::write(path, bytes).expect("written");
-}
-
-#[tokio::test]
-async fn a_flipped_bit_in_the_log_is_told_and_left_alone() {
-    let mut cluster = stopped(1).await;
-    let master = &mut cluster.masters[0];
-    let path = segment(&master.dir);
-    // In the payload of the first record: 64 bytes of header, 32 of the record's own.
-    change(&path, |bytes| bytes[100] ^= 0x10);
-    let before = audit::digest(&master.dir);
-    let said = refuses(master, 1).await;
-    assert!(said.contains(path.to_str().expect("text")), "{said}");
-    assert!(said.contains("is damaged at byte") && said.contains("Restore this data directory"), "{said}");
-    assert_eq!(audit::digest(&master.dir), before, "untouched");
-    // Whole again, it starts.
-    change(&path, |bytes| bytes[100] ^= 0x10);
-    master.start();
-    cluster.leader().await;
-    assert_eq!(cluster.end(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn a_data_directory_of_a_newer_version_is_told_and_left_alone() {
-    let mut cluster = stopped(1).await;
-    let master = &mut cluster.masters[0];
-    let path = segment(&master.dir);
-    change(&path, |bytes| {
-        bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&bytes[..12]);
-        crc.update(&bytes[16..64]);
-        bytes[12..16].copy_from_slice(&crc.finalize().to_le_bytes());
-    });
-    let before = audit::digest(&master.dir);
-    let said = refuses(master, 1).await;
-    assert!(said.contains(path.to_str().expect("text")), "{said}");
-    assert!(said.contains("version 2") && said.contains("Start the version that wrote it"), "{said}");
-    assert_eq!(audit::digest(&master.dir), before, "untouched");
-    assert_eq!(cluster.end(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn a_data_directory_of_another_master_is_told_and_left_alone() {
-    let mut three = stopped(3).await;
-    let second = three.masters[1].dir.clone();
-    let first = three.masters[0].dir.clone();
-    fs::rename(&first, first.with_extension("away")).expect("moved");
-    fs::rename(&second, &first).expect("moved");
-    let before = audit::digest(&first);
-    let said = refuses(&mut three.masters[0], 1).await;
-    assert!(said.contains(first.to_str().expect("text")), "{said}");
-    assert!(said.contains("belongs to master 2, but this is master 1") && said.contains("--id 2"), "{said}");
-    assert_eq!(audit::digest(&first), before, "untouched");
-    assert_eq!(three.end(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn a_data_directory_of_another_cluster_is_told_and_left_alone() {
-    let strangers = stopped(3).await;
-    let mut cluster = stopped(3).await;
-    let own = cluster.masters[2].dir.clone();
-    fs::rename(&own, own.with_extension("away")).expect("moved");
-    fs::rename(&strangers.masters[2].dir, &own).expect("moved");
-    cluster.masters[0].start();
-    cluster.masters[1].start();
-    cluster.leader().await;
-    let before = audit::digest(&own);
-    let said = refuses(&mut cluster.masters[2], 1).await;
-    assert!(said.contains(own.to_str().expect("text")), "{said}");
-    assert!(said.contains("cluster"), "{said}");
-    let (view, _) = cluster.admin().status().await.expect("the others go on");
-    assert!(said.contains(&view.cluster.to_string()), "names {}: {said}", view.cluster);
-    assert_eq!(audit::digest(&own), before, "untouched");
-    assert_eq!(cluster.end(), Vec::<String>::new());
-    fs::create_dir_all(&strangers.masters[2].dir).expect("a directory");
-    assert_eq!(strangers.end(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn a_busy_port_is_told_before_any_file_is_touched() {
-    let mut cluster = Cluster::prepare(&Options::default());
-    for daemon in cluster.masters.iter_mut().chain(&mut cluster.agents) {
-        let _busy = std::net::TcpListener::bind(&daemon.address).expect("our own address");
-        let before = audit::digest(&daemon.dir);
-        let said = refuses(daemon, 1).await;
-        assert!(said.contains(&daemon.address) && said.contains("--listen"), "{said}");
-        assert_eq!(audit::digest(&daemon.dir), before, "untouched");
-    }
-    assert_eq!(cluster.end(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn an_unknown_key_in_a_configuration_is_told_with_all_else_that_is_wrong() {
-    let cluster = Cluster::prepare(&Options::default());
-    let path = cluster.dir().join("settings.toml");
-    fs::write(&path, "colour = \"red\"\nlisten = \"nowhere\"\n").expect("a file");
-    for name in ["proffer-master", "proffer-agent"] {
-        let mut command = tokio::process::Command::new(program(name));
-        command.env_clear().arg("--config").arg(&path).kill_on_drop(true);
-        let ran = proffer_tests::cluster::ran(command, LIMIT).await;
-        assert_eq!(ran.code, Some(2), "{name}: {ran:?}");
-        for part in [path.to_str().expect("text"), "colour", "listen", "nowhere"] {
-            assert!(ran.stderr.contains(part), "{name}: {part} in {}", ran.stderr);
-        }
-    }
-    assert_eq!(cluster.end(), Vec::<String>::new());
 }

@@ -12,7 +12,7 @@ use proffer_tests::cluster::{
 };
 use proffer_types::{Reason, TaskId, TaskSpec, TaskState};
 
-use super::{LIMIT, alone, beside_others, good, json};
+use super::{LIMIT, alone, beside_others, good, json, ran_on};
 
 /// Ticks of a process's time in a second: what Linux has told programs since it runs on more than one machine.
 const TICKS: f64 = 100.0;
@@ -25,12 +25,6 @@ async fn cluster() -> (Cluster, Framework) {
     let cluster = linux().await;
     let framework = Framework::connect(&cluster.addresses(), info("containers")).await;
     (cluster, framework)
-}
-
-/// Says on which cgroups a test ran.
-fn ran_on() {
-    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").is_file();
-    println!("RAN: cgroup v{}", if v2 { 2 } else { 1 });
 }
 
 /// A language that this machine has, and programs in it.

@@ -12,7 +12,7 @@ use rustix::net::Shutdown;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 use tokio::time::Instant;
 
-use super::{LIMIT, beside_others, best};
+use super::{LIMIT, beside_others, best, ran_on};
 
 /// Waits for the file `go` in its sandbox, then exits with 7.
 const EXIT_7: &str = "until [ -e go ]; do sleep 0.05; done; exit 7";
@@ -47,6 +47,7 @@ async fn a_task_that_exits_7_while_its_agent_is_dead_is_reported_so() {
     assert_eq!((status.state, status.exit_code), (TaskState::Failed, Some(7)), "{status:?}");
     assert_eq!(status.reason, Reason::ExitCode);
     cluster.all_free(LIMIT).await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
@@ -73,6 +74,7 @@ async fn a_task_that_exits_7_while_its_supervisors_socket_is_cut_is_reported_so(
     assert_eq!(cluster.supervisors(0).len(), 1);
     framework.launch(LIMIT, "next", &shell("exit 0"), None).await;
     framework.state(LIMIT, "next", TaskState::Finished).await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
@@ -107,6 +109,7 @@ async fn the_death_of_a_supervisor_ends_its_tasks_and_returns_their_resources_on
     // A new one takes its place.
     framework.launch(LIMIT, "next", &shell("exit 3"), None).await;
     assert_eq!(framework.end_of(LIMIT, "next").await.exit_code, Some(3));
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
@@ -144,6 +147,7 @@ async fn masters_killed_all_at_once_know_everything_again_from_disk() {
     assert_eq!(framework.status("two").map(|status| status.state), Some(TaskState::Running));
     framework.handle.teardown().await.expect("torn down");
     cluster.all_free(LIMIT).await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 

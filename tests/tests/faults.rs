@@ -10,7 +10,7 @@ use proffer_tests::cluster::{
 };
 use proffer_types::{FrameworkInfo, TaskId, TaskState};
 
-use super::{LIMIT, beside_others, best, good};
+use super::{LIMIT, beside_others, best, good, ran_on};
 
 /// Processes in the sandboxes of an agent, with the times of their start.
 fn processes(cluster: &Cluster, agent: usize) -> Vec<(audit::RawPid, u64)> {
@@ -106,6 +106,7 @@ async fn a_framework_that_dies_is_told_everything_when_it_returns_and_its_old_se
     third.handle.kill(&TaskId::new("stays").expect("a name"), None).await.expect("killed");
     third.state(LIMIT, "stays", TaskState::Killed).await;
     cluster.all_free(LIMIT).await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
@@ -152,6 +153,7 @@ async fn an_agent_that_is_killed_twenty_times_touches_no_task() {
     assert!(framework.told.iter().all(|(_, _, status)| !status.state.is_terminal()), "{:#?}", framework.told);
     framework.handle.teardown().await.expect("torn down");
     cluster.all_free(LIMIT).await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
@@ -232,5 +234,6 @@ async fn ctrl_c_ends_what_run_has_started() {
     cluster.all_free(LIMIT).await;
     assert!(processes(&cluster, 0).is_empty());
     assert_eq!(cluster.status().await.tasks.get("KILLED"), Some(&5));
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }

@@ -2,7 +2,7 @@
 
 use proffer_tests::cluster::{Cluster, Options, Ran, ran, until};
 
-use super::{LIMIT, beside_others, best, good, json};
+use super::{LIMIT, beside_others, best, good, json, ran_on};
 
 #[tokio::test]
 async fn one_task_end_to_end_with_one_master() {
@@ -25,6 +25,7 @@ async fn one_task_end_to_end_with_one_master() {
     assert!(completed.contains(framework), "{completed}");
 
     cluster.all_free(LIMIT).await;
+    ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
@@ -46,6 +47,7 @@ async fn run_returns_what_the_task_returns() {
     let both = cluster.run(LIMIT, &["run", "--env", "A=b", "--", "sh", "-c", "echo $A; echo c >&2"]).await;
     assert_eq!(both.stdout, "b\n");
     assert!(both.stderr.contains("c\n"), "{both:?}");
+    ran_on();
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod faults;
 mod first;
 mod nodes;
 mod offers;
+mod start;
 
 use std::time::Duration;
 
@@ -49,4 +50,13 @@ fn good(ran: Ran) -> String {
 fn json(ran: Ran) -> serde_json::Value {
     let text = good(ran);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+/// Says on which cgroups a test ran its containers, if it did.
+fn ran_on() {
+    if best() != "linux" {
+        return;
+    }
+    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").is_file();
+    println!("RAN: cgroup v{}", if v2 { 2 } else { 1 });
 }
