@@ -418,6 +418,11 @@ const IDS: &[Row] = &[
 const RESOURCES: &[Row] = &[
     ("no resources", |b| b.accept(with_resources(Vec::new())), (INVALID, FIELD, "resources")),
     (
+        "no memory",
+        |b| b.accept(with_resources(vec![amount("cpus", 100)])),
+        (INVALID, FIELD, "a task must hold some mem"),
+    ),
+    (
         "zero cpus",
         |b| b.accept(with_resources(vec![amount("cpus", 0)])),
         (INVALID, FIELD, "resources[0].amount: must be greater than 0"),
@@ -471,7 +476,7 @@ const RESOURCES: &[Row] = &[
     ),
     (
         "more cpus than the offer holds",
-        |b| b.accept(with_resources(vec![amount("cpus", 2_001)])),
+        |b| b.accept(with_resources(vec![amount("cpus", 2_001), amount("mem", 32 << 20)])),
         (Code::Ok, "NOT_OFFERED", ""),
     ),
     (
@@ -481,7 +486,7 @@ const RESOURCES: &[Row] = &[
     ),
     (
         "what the offer does not have",
-        |b| b.accept(with_resources(vec![amount("cpus", 1), ports(&[(80, 80)])])),
+        |b| b.accept(with_resources(vec![amount("cpus", 1), amount("mem", 32 << 20), ports(&[(80, 80)])])),
         (Code::Ok, "NOT_OFFERED", ""),
     ),
     (
