@@ -39,9 +39,10 @@ impl OneTaskPerOffer {
             let task_id = TaskId::new(&format!("task-{}", self.launched)).expect("a name");
             let task = TaskLaunch { task_id, name: String::new(), env: Default::default(), array: None };
             let launch = Launch { spec: self.spec.clone(), tasks: vec![task] };
+            // Counted first: this may be given up while the answer is awaited, and the launch stands all the same.
+            self.launched += 1;
             let accepted = self.framework.handle.launch(&offer, launch, no_filter).await.expect("accepted");
             assert!(accepted.tasks().all(Result::is_ok), "{accepted:?}");
-            self.launched += 1;
         }
     }
 }
