@@ -1,5 +1,6 @@
 //! What every file keeps to.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -20,8 +21,8 @@ const NEVER: [(&str, &str, &str); 7] = [
     ("<<<<", "<<<", "an unresolved merge"),
     (">>>>", ">>>", "an unresolved merge"),
 ];
-/// The one place where dependencies come from.
-const INDEX: &str = "registry+https://github.com/rust-lang/crates.io-index";
+/// What the source of every dependency begins with: a package registry, never somebody's repository.
+const SOURCE: &str = "registry+";
 const DOCUMENTS: [&str; 5] =
     ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/ledger.md"];
 
@@ -32,9 +33,14 @@ pub(super) fn check() -> Result<Vec<String>> {
         let Ok(text) = std::fs::read_to_string(workspace::root().join(&file)) else { continue };
         let name = file.display();
         if file.file_name().is_some_and(|name| name == "Cargo.lock") {
-            let sources = text.lines().filter_map(|line| line.strip_prefix("source = "));
-            let strange = sources.filter(|source| source.trim_matches('"') != INDEX);
+            let sources =
+                text.lines().filter_map(|line| line.strip_prefix("source = ")).map(|s| s.trim_matches('"'));
+            let sources: BTreeSet<&str> = sources.collect();
+            let strange = sources.iter().filter(|source| !source.starts_with(SOURCE));
             problems.extend(strange.map(|source| format!("{name}: a dependency from {source}")));
+            if sources.len() > 1 {
+                problems.push(format!("{name}: dependencies from {} places", sources.len()));
+            }
             continue;
         }
         let table = TABLES.iter().any(|table| file == Path::new(table));
