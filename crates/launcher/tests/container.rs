@@ -335,8 +335,7 @@ fn no_inherited_descriptor_leads_to_the_host() {
 }
 
 #[test]
-// There is no other way to a key than its system calls.
-#[allow(unsafe_code, reason = "the system call has no safe form")]
+#[allow(unsafe_code, reason = "there is no other way to a key than its system calls")]
 fn keys_of_the_host_are_out_of_reach() {
     if !root() {
         return;
