@@ -23,7 +23,12 @@ pub(crate) fn run() -> Result<bool> {
         clean &= problems.is_empty();
     }
     if cargo_has("deny") {
-        clean &= cargo("dependencies", &["deny", "--workspace", "check"])?;
+        clean &= cargo("dependencies", &["deny", "--workspace", "check", "licenses", "bans", "sources"])?;
+        if cargo("list of known holes", &["deny", "--workspace", "fetch", "db"])? {
+            clean &= cargo("known holes", &["deny", "--workspace", "check", "advisories"])?;
+        } else {
+            println!("known holes: skipped: their list cannot be fetched");
+        }
     } else {
         println!("dependencies: skipped: there is no cargo-deny (`cargo install cargo-deny --locked`)");
     }
