@@ -100,6 +100,7 @@ impl Launch {
             kill_sent: self.kill_sent.into(),
             end,
             started_unix_ms: self.started_unix_ms,
+            ..LaunchInfo::default()
         }
     }
 
@@ -114,7 +115,7 @@ impl Launch {
                 kill_sent: self.kill_sent.into(),
                 started_unix_ms: self.started_unix_ms,
                 finished_unix_ms,
-                logs_complete: false,
+                ..Exited::default()
             })
         };
         let failed = |kind, step: &str, errno, message| {
@@ -226,6 +227,7 @@ impl Checked {
                 Descriptor::SandboxDir | Descriptor::SandboxMount if self.sandbox.is_some() => {
                     return Err("two sandboxes".into());
                 }
+                Descriptor::MountDir => return Err("mounts are not known here".into()),
                 Descriptor::SandboxMount if !self.linux => {
                     return Err("a sandbox mount is of no use to a plain process".into());
                 }

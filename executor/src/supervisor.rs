@@ -263,6 +263,10 @@ impl Supervisor {
             Order::Kill(kill) => self.on_kill(serial, &kill),
             Order::Forget(forget) => self.on_forget(serial, forget.launch_id),
             Order::List(_) => self.on_list(serial),
+            Order::Exec(exec) => self.refuse(serial, exec.launch_id, "exec is not known here".into()),
+            Order::TakeTerminal(take) => self.refuse(serial, take.launch_id, "it has no terminal".into()),
+            Order::TakeListener(take) => self.refuse(serial, take.launch_id, "it has no listener".into()),
+            Order::ExecSignal(_) => {}
             Order::Shutdown(_) => {
                 self.draining = true;
                 let launches = self.launches.len() as u32;
@@ -294,6 +298,7 @@ impl Supervisor {
             pid: std::process::id() as i32,
             start_ticks: self.start_ticks,
             connection: self.welcomes,
+            build: String::new(),
         };
         self.send(serial, Message::Welcome(welcome));
     }

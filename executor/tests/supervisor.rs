@@ -344,7 +344,7 @@ fn an_exit_while_nobody_is_connected_is_reported_later() {
         let agent = node.connect();
         let exited = wait_for("its end", || match agent.list().as_slice() {
             [info] if info.state() == LaunchState::Ended => match &info.end {
-                Some(launch_info::End::Exited(exited)) => Some(*exited),
+                Some(launch_info::End::Exited(exited)) => Some(exited.clone()),
                 other => panic!("{other:?}"),
             },
             [info] if info.state() == LaunchState::Running => None,
@@ -455,7 +455,7 @@ fn a_dead_pump_is_replaced_and_nothing_is_lost() {
     let script =
         "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); [ $((i % 100)) = 0 ] && sleep 0.02; done";
     let mut request = node.request(1, script);
-    request.logs = Some(LogSettings { file_bytes: 4096, files: 100 });
+    request.logs = Some(LogSettings { file_bytes: 4096, files: 100, ..LogSettings::default() });
     node.launch(&agent, request);
     agent.launched(1);
     for round in 0..3 {

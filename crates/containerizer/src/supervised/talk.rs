@@ -139,8 +139,13 @@ impl Engine {
             isolation: isolation.into(),
             hostname: spec.hostname.clone(),
             limits: Vec::new(),
-            logs: Some(LogSettings { file_bytes: spec.logs.file_bytes, files: spec.logs.files }),
+            logs: Some(LogSettings {
+                file_bytes: spec.logs.file_bytes,
+                files: spec.logs.files,
+                bytes_per_second: 0,
+            }),
             descriptors: fds.iter().map(|(what, _)| (*what).into()).collect(),
+            ..pb::Launch::default()
         }
     }
 
@@ -160,6 +165,12 @@ impl Engine {
             Told::Refused(refused) => self.on_refused(instance, refused),
             // An order crossed an end, or a connection's: there is nothing to order any more.
             Told::Unknown(_) | Told::Draining(_) => {}
+            Told::CheckResult(_)
+            | Told::ExecStarted(_)
+            | Told::ExecFailed(_)
+            | Told::ExecExited(_)
+            | Told::Terminal(_)
+            | Told::Listener(_) => {}
         }
     }
 
