@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use master::Master;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proffer_types::event::{AgentOrder, AgentReport, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentReport, LaunchKind, LaunchOrder};
 use proffer_types::{FrameworkId, LaunchId, Reason, Resources, Role, Status, TaskId, TaskSpec, TaskState};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_proffer-agent");
@@ -191,6 +191,8 @@ fn launch(seq: u64, launch: u64, script: &str) -> AgentOrder {
         resources,
         env: Default::default(),
         array: None,
+        group: None,
+        kind: LaunchKind::Task,
     }))
 }
 

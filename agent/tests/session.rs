@@ -15,7 +15,7 @@ use proffer_containerizer::fake::{Fake, Node};
 use proffer_containerizer::{
     ContainerSpec, Containerizer, Event, GcPolicy, InstanceId, Known, LogReader, Usage,
 };
-use proffer_types::event::{AgentOrder, AgentReport, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentReport, LaunchKind, LaunchOrder};
 use proffer_types::{
     AgentId, AgentInfo, BootId, FrameworkId, LaunchId, Reason, Resources, Role, TaskId, TaskSpec, TaskState,
 };
@@ -135,6 +135,8 @@ fn launch(seq: u64, launch: u64) -> AgentOrder {
         resources: Resources::parse("cpus:1;mem:32MiB;ports:[31000-31001]").unwrap(),
         env: Default::default(),
         array: None,
+        group: None,
+        kind: LaunchKind::Task,
     }))
 }
 

@@ -88,6 +88,7 @@ fn environment(order: &LaunchOrder, place: Place<'_>) -> BTreeMap<String, String
 mod tests {
     use std::sync::Arc;
 
+    use proffer_types::event::LaunchKind;
     use proffer_types::{FrameworkId, LaunchId, Resources, Role, TaskId, TaskSpec};
 
     use super::*;
@@ -110,6 +111,8 @@ mod tests {
             resources: Resources::parse("cpus:0.5;mem:64MiB;ports:[31007,31010-31011]").unwrap(),
             env: map(&[("B", "task")]),
             array: Some((3, 9)),
+            group: None,
+            kind: LaunchKind::Task,
         };
         let place =
             Place { agent: AgentId(2), cell: CellTag(0x7f3a), sandbox: Path::new("/mnt/proffer/sandbox") };

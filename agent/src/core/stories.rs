@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proffer_containerizer::{Cause, End, Event, InstanceId, KillSent, Oom};
-use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, LaunchKind, LaunchOrder};
 use proffer_types::{
     AgentId, AgentInfo, BootId, ClusterId, Epoch, FrameworkId, LaunchId, Reason, RequestId, Resources, Role,
     Source, TaskId, TaskSpec, TaskState,
@@ -41,6 +41,8 @@ pub(crate) fn order(seq: u64, launch: u64) -> LaunchOrder {
         resources: Resources::parse("cpus:1;mem:32MiB").unwrap(),
         env: BTreeMap::new(),
         array: None,
+        group: None,
+        kind: LaunchKind::Task,
     }
 }
 
@@ -69,6 +71,7 @@ pub(super) fn end(exit_code: Option<i32>, signal: Option<i32>) -> End {
         kill_sent: KillSent::None,
         started_unix_ms: 1,
         finished_unix_ms: 2,
+        ..End::default()
     }
 }
 

@@ -6,7 +6,9 @@ use proffer_allocator::Event;
 use proffer_registry::{Change, Order, Registry};
 use proffer_types::call::ConnectionId;
 use proffer_types::command::{Attach, Command, Held};
-use proffer_types::event::{AgentOrder, AgentRefusal, FrameworkEvent, Hello, LaunchOrder, StreamEnd};
+use proffer_types::event::{
+    AgentOrder, AgentRefusal, FrameworkEvent, Hello, LaunchKind, LaunchOrder, StreamEnd,
+};
 use proffer_types::{AgentId, Caller, ClusterTime, FrameworkId, LaunchId, Task};
 
 use crate::timers::Timer;
@@ -405,6 +407,8 @@ fn launch_order(registry: &Registry, task: &Task) -> Option<AgentOrder> {
         resources: task.resources.clone(),
         env: task.env.clone(),
         array: task.array,
+        group: None,
+        kind: LaunchKind::Task,
     })))
 }
 

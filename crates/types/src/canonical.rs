@@ -12,12 +12,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::command::{Answer, Refusal, Rejection};
+use crate::container::{Burst, Container};
 use crate::resources::{AttributionParts, Custom, DiskKind};
 use crate::{
     Agent, AgentId, AgentInfo, AgentState, AttributeValue, BootId, Caller, CallerKind, ClusterId,
-    ClusterTime, Framework, FrameworkId, FrameworkInfo, FrameworkState, LaunchId, MasterId, Quantities,
-    Ranges, Reason, RequestId, Resources, Role, SessionId, Source, SpecDigest, Status, TaskId, TaskSpec,
-    TaskState,
+    ClusterTime, ExecutorId, Framework, FrameworkId, FrameworkInfo, FrameworkState, LaunchId, MasterId,
+    Quantities, Ranges, Reason, RequestId, Resources, Role, SessionId, Source, SpecDigest, Status, TaskId,
+    TaskSpec, TaskState,
 };
 
 /// Where an encoding goes.
@@ -209,7 +210,15 @@ macro_rules! as_number {
     };
 }
 
-as_number!(TaskState, Reason, Source, Refusal, Rejection);
+as_number!(
+    TaskState,
+    Reason,
+    Source,
+    Refusal,
+    Rejection,
+    crate::container::UserNamespace,
+    crate::container::Rlimit
+);
 
 macro_rules! as_text {
     ($($name:ty),*) => {
@@ -221,7 +230,7 @@ macro_rules! as_text {
     };
 }
 
-as_text!(TaskId, Role);
+as_text!(TaskId, ExecutorId, Role);
 
 macro_rules! in_order {
     ($($name:ty { $($field:ident),* $(,)? })*) => {
@@ -234,10 +243,6 @@ macro_rules! in_order {
 }
 
 in_order! {
-    TaskSpec { argv, env, user, resources, kill_grace_ms, pids_max, needs, labels }
-    Status {
-        master_seq, task_seq, state, reason, source, message, exit_code, signal, memory_peak_bytes, isolation, wall_ms,
-    }
     crate::task::KillOrder { grace_ms, agent_seq, reason }
     AgentInfo { hostname, resources, attributes, features, isolation, version }
     Agent {
@@ -254,6 +259,96 @@ in_order! {
     crate::resources::Disk { kind, id }
     crate::resources::Entry { attribution, quantities, copies }
     Custom { scalars, ranges, sets }
+}
+
+in_order! {
+    Container { working_directory, hostname, terminal, seccomp, users, rlimits, cpuset, io, hugetlb }
+    crate::container::Seccomp { profile, also }
+    crate::container::RlimitValue { soft, hard }
+    crate::container::Io { weight, limits }
+    crate::container::IoLimit { read_bytes, write_bytes, read_ops, write_ops }
+    Burst { cpus_milli, memory_bytes }
+    crate::container::Check { probe, delay_ms, interval_ms, timeout_ms }
+    crate::container::HealthCheck { check, grace_ms, failures }
+    crate::container::ExecutorSpec { id, spec }
+}
+
+impl Canonical for TaskSpec {
+    fn encode(&self, out: &mut dyn Sink) {
+        let Self { argv, env, user, resources, kill_grace_ms, pids_max, needs, labels, .. } = self;
+        (argv, env).encode(out);
+        (user, resources).encode(out);
+        (kill_grace_ms, pids_max).encode(out);
+        (needs, labels).encode(out);
+        let Self { container, burst, health, readiness, max_completion_ms, executor, data, .. } = self;
+        if *container != Container::default() {
+            (1u8, container).encode(out);
+        }
+        if *burst != Burst::default() {
+            (2u8, burst).encode(out);
+        }
+        if let Some(health) = health {
+            (3u8, health).encode(out);
+        }
+        if let Some(readiness) = readiness {
+            (4u8, readiness).encode(out);
+        }
+        if *max_completion_ms > 0 {
+            (5u8, max_completion_ms).encode(out);
+        }
+        if let Some(executor) = executor {
+            (6u8, executor).encode(out);
+        }
+        if !data.is_empty() {
+            (7u8, data).encode(out);
+        }
+    }
+}
+
+impl Canonical for Status {
+    fn encode(&self, out: &mut dyn Sink) {
+        let Self { master_seq, task_seq, state, reason, source, message, exit_code, signal, .. } = self;
+        (master_seq, task_seq).encode(out);
+        (state, reason).encode(out);
+        (source, message).encode(out);
+        (exit_code, signal).encode(out);
+        let Self { memory_peak_bytes, isolation, wall_ms, .. } = self;
+        (memory_peak_bytes, (isolation, wall_ms)).encode(out);
+        let Self { healthy, ready, output_dropped_bytes, data, .. } = self;
+        if let Some(healthy) = healthy {
+            (1u8, healthy).encode(out);
+        }
+        if let Some(ready) = ready {
+            (2u8, ready).encode(out);
+        }
+        if let Some(dropped) = output_dropped_bytes {
+            (3u8, dropped).encode(out);
+        }
+        if !data.is_empty() {
+            (4u8, data).encode(out);
+        }
+    }
+}
+
+impl Canonical for crate::container::Probe {
+    fn encode(&self, out: &mut dyn Sink) {
+        use crate::container::Probe;
+        match self {
+            Probe::Command(argv) => (0u8, argv).encode(out),
+            Probe::Http { port, path } => (1u8, (port, path)).encode(out),
+            Probe::Tcp { port } => (2u8, port).encode(out),
+            Probe::Grpc { port, service } => (3u8, (port, service)).encode(out),
+        }
+    }
+}
+
+impl Canonical for crate::container::ProbePort {
+    fn encode(&self, out: &mut dyn Sink) {
+        match self {
+            Self::Number(number) => (0u8, number).encode(out),
+            Self::Index(index) => (1u8, index).encode(out),
+        }
+    }
 }
 
 impl Canonical for Caller {

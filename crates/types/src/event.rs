@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::command::{Answer, Held, Rejection};
 use crate::{
-    AgentId, AgentInfo, BootId, ClusterId, Denied, Epoch, FrameworkId, LaunchId, Offer, OfferId, Reason,
-    RequestId, Resources, Role, SessionId, Status, TaskId, TaskSpec,
+    AgentId, AgentInfo, BootId, ClusterId, Denied, Epoch, ExecutorId, FrameworkId, LaunchId, Offer, OfferId,
+    Reason, RequestId, Resources, Role, SessionId, Status, TaskId, TaskSpec,
 };
 
 /// To a framework, on its event stream.
@@ -195,6 +195,31 @@ pub struct LaunchOrder {
     pub env: BTreeMap<String, String>,
     /// Its place in an array, from 1, and the array's size.
     pub array: Option<(u32, u32)>,
+    /// The group that it starts and ends with. All orders of a group are sent together.
+    pub group: Option<Group>,
+    /// What sort of launch it is.
+    pub kind: LaunchKind,
+}
+
+/// Tasks that start together or not at all, and end together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// The launch of its first member; the others' follow by one each.
+    pub first: LaunchId,
+    /// How many members it has.
+    pub size: u32,
+}
+
+/// What an agent does with a launch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LaunchKind {
+    /// Runs the spec's command.
+    #[default]
+    Task,
+    /// Runs the spec's command as an executor, to which tasks are handed.
+    Executor(ExecutorId),
+    /// Hands the task to the executor that this launch runs, on the same agent.
+    TaskOf(LaunchId),
 }
 
 /// From an agent, on its session.

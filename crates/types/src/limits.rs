@@ -67,3 +67,29 @@ pub const TASK_ENV_BYTES_MAX: usize = 16 << 10;
 pub const TASK_PIDS_LIMIT: u64 = 1 << 22;
 /// Most rows of a page of a list.
 pub const PAGE_ROWS_MAX: usize = 1_000;
+/// Most bytes that an executor may add to a status.
+pub const STATUS_DATA_BYTES_MAX: usize = 4 << 10;
+/// Most bytes of a message between a framework and an executor.
+pub const EXECUTOR_MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Most bytes of a task's data for its executor.
+pub const TASK_DATA_BYTES_MAX: usize = 32 << 10;
+/// How long an executor has to register after its start (milliseconds).
+pub const EXECUTOR_REGISTRATION_MS: u64 = 60_000;
+/// From a task's start to the first try of a check (milliseconds).
+pub const CHECK_DELAY_MS: u64 = 15_000;
+/// From the end of a try to the next (milliseconds).
+pub const CHECK_INTERVAL_MS: u64 = 10_000;
+/// A try that takes longer has failed (milliseconds).
+pub const CHECK_TIMEOUT_MS: u64 = 20_000;
+/// Failures this soon after the start do not count (milliseconds).
+pub const CHECK_GRACE_MS: u64 = 10_000;
+/// Consecutive failures that end the task.
+pub const CHECK_FAILURES: u32 = 3;
+/// Shortest interval and timeout of a check (milliseconds): tries cost a process each.
+pub const CHECK_PERIOD_MIN_MS: u64 = 100;
+/// Longest delay, interval, timeout and grace of a check, and longest time to run (365 days, milliseconds).
+pub const DURATION_MAX_MS: u64 = 365 * 24 * 3_600_000;
+/// Largest profile of system calls that a task may bring, in bytes.
+pub const SECCOMP_BYTES_MAX: usize = 32 << 10;
+/// Most tasks of a group.
+pub const GROUP_TASKS_MAX: usize = 64;

@@ -55,33 +55,47 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     Ok(())
 }
 
-/// A task's name, chosen by its framework, unique among the framework's retained tasks.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TaskId(Arc<str>);
+macro_rules! client_name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
-impl TaskId {
-    /// Checks `name` by the rules of [`check_name`].
-    pub fn new(name: &str) -> Result<Self, NameError> {
-        check_name(name).map(|()| Self(name.into()))
-    }
+        impl $name {
+            /// Checks `name` by the rules of [`check_name`].
+            pub fn new(name: &str) -> Result<Self, NameError> {
+                check_name(name).map(|()| Self(name.into()))
+            }
 
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+            /// The name.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+    };
 }
 
-impl fmt::Display for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+client_name!(
+    /// A task's name, chosen by its framework, unique among the framework's retained tasks.
+    TaskId
+);
 
-impl fmt::Debug for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", &*self.0)
-    }
-}
+client_name!(
+    /// An executor's name, chosen by its framework, unique among the framework's executors on an agent.
+    ExecutorId
+);
 
 /// A path in the role tree (`eng/build`), or `*`, the root's own pool.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

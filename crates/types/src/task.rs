@@ -1,10 +1,10 @@
 //! Tasks: what frameworks run.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
-use crate::{AgentId, ClusterTime, FrameworkId, LaunchId, Resources, Role, SpecDigest, TaskId};
+use crate::container::{Burst, Check, Container, ExecutorSpec, HealthCheck};
+use crate::{AgentId, ClusterTime, FrameworkId, LaunchId, Resources, Role, SpecDigest, TaskId, features};
 
 /// What to run and with how much: shared by any number of tasks, identified by its digest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -25,6 +25,35 @@ pub struct TaskSpec {
     pub needs: Vec<String>,
     /// Anything, for display and search.
     pub labels: BTreeMap<String, String>,
+    /// How its container differs from the default one.
+    pub container: Container,
+    /// What it may use above what it holds.
+    pub burst: Burst,
+    /// Ends the task when it fails.
+    pub health: Option<HealthCheck>,
+    /// Tells whether the task is ready to serve.
+    pub readiness: Option<Check>,
+    /// The task is ended when it has run for this long (milliseconds); 0 for never.
+    pub max_completion_ms: u64,
+    /// What runs the task instead of proffer; `argv` is then empty.
+    pub executor: Option<ExecutorSpec>,
+    /// Anything, for its executor.
+    pub data: Vec<u8>,
+}
+
+impl TaskSpec {
+    /// The features that an agent must know for the fields that this spec uses.
+    pub fn implied_needs(&self) -> impl Iterator<Item = &'static str> {
+        let checked = self.health.is_some() || self.readiness.is_some();
+        [
+            (self.container != Container::default() || self.burst != Burst::default(), features::CONTAINMENT),
+            (checked, features::CHECKS),
+            (self.max_completion_ms > 0, features::MAX_COMPLETION),
+            (self.executor.is_some(), features::EXECUTOR),
+        ]
+        .into_iter()
+        .filter_map(|(used, feature)| used.then_some(feature))
+    }
 }
 
 /// One task of a launch: its name and what differs from the spec.
@@ -38,41 +67,6 @@ pub struct TaskLaunch {
     pub env: BTreeMap<String, String>,
     /// Its place in an array, from 1, and the array's size.
     pub array: Option<(u32, u32)>,
-}
-
-macro_rules! named_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $number:literal $text:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u8)]
-        pub enum $name { $($(#[$vdoc])* $variant = $number,)* }
-
-        impl $name {
-            /// Every value, in the order of the numbers.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The name in texts and JSON.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-
-            /// The number in the protocol and in the log; never reused.
-            pub fn number(self) -> u8 {
-                self as u8
-            }
-
-            /// The value with this number.
-            pub fn from_number(number: i32) -> Option<Self> {
-                match number { $($number => Some(Self::$variant),)* _ => None }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.name())
-            }
-        }
-    };
 }
 
 named_enum!(
@@ -197,6 +191,24 @@ named_enum!(
         Reconciliation = 19 "reconciliation",
         /// The user it shall run as is not known or not allowed on the agent.
         UserRefused = 20 "user_refused",
+        /// It ran for as long as it may.
+        MaxCompletion = 21 "max_completion_time",
+        /// Its health check failed as often as it may.
+        Unhealthy = 22 "unhealthy",
+        /// A check's result changed.
+        CheckChanged = 23 "check_changed",
+        /// Another task of its group ended otherwise than well.
+        GroupEnded = 24 "group_ended",
+        /// Another task of its group could not be started, and so none was.
+        GroupNotStarted = 25 "group_not_started",
+        /// Its executor ended.
+        ExecutorEnded = 26 "executor_ended",
+        /// Its executor did not register in time.
+        ExecutorUnregistered = 27 "executor_registration_timeout",
+        /// Its executor broke the protocol, and was ended for it.
+        ExecutorMisbehaved = 28 "executor_misbehaved",
+        /// What it asks of its container cannot be had on the agent.
+        ContainerRefused = 29 "container_refused",
     }
 );
 
@@ -225,6 +237,14 @@ pub struct Status {
     pub isolation: Option<String>,
     /// Wall time at its maker, for display (milliseconds since 1970).
     pub wall_ms: u64,
+    /// What its health check says, if it has one and that was heard of.
+    pub healthy: Option<bool>,
+    /// What its readiness check says, if it has one.
+    pub ready: Option<bool>,
+    /// Bytes of its output that were thrown away unread (for want of room, or because it wrote too fast), at its end.
+    pub output_dropped_bytes: Option<u64>,
+    /// Anything, from its executor; at most [`crate::limits::STATUS_DATA_BYTES_MAX`].
+    pub data: Vec<u8>,
 }
 
 impl Status {
@@ -242,6 +262,10 @@ impl Status {
             memory_peak_bytes: None,
             isolation: None,
             wall_ms: 0,
+            healthy: None,
+            ready: None,
+            output_dropped_bytes: None,
+            data: Vec::new(),
         }
     }
 

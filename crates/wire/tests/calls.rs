@@ -4,11 +4,17 @@ use std::sync::Arc;
 
 use proffer_types::call::{AcceptCallPart, Call, ConnectionId, LaunchCall};
 use proffer_types::command::{Answer, CallId, Held, Refusal};
-use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, Hello, LaunchOrder, StreamEnd, Update};
+use proffer_types::container::{
+    Burst, Check, Container, ExecutorSpec, HealthCheck, Io, IoLimit, Probe, ProbePort, Rlimit, RlimitValue,
+    Seccomp, UserNamespace,
+};
+use proffer_types::event::{
+    AgentOrder, AgentRefusal, AgentReport, Hello, LaunchKind, LaunchOrder, StreamEnd, Update,
+};
 use proffer_types::{
-    AgentId, AgentInfo, AttributeValue, BootId, ClusterId, Epoch, FrameworkId, FrameworkInfo, LaunchId,
-    Offer, OfferId, Reason, RequestId, Resources, Role, SessionId, Source, Status, TaskId, TaskLaunch,
-    TaskSpec, TaskState,
+    AgentId, AgentInfo, AttributeValue, BootId, ClusterId, Epoch, ExecutorId, FrameworkId, FrameworkInfo,
+    LaunchId, Offer, OfferId, Ranges, Reason, RequestId, Resources, Role, SessionId, Source, Status, TaskId,
+    TaskLaunch, TaskSpec, TaskState,
 };
 use proffer_wire::common::v1 as common;
 use proffer_wire::scheduler::v1 as pb;
@@ -22,6 +28,36 @@ fn spec() -> TaskSpec {
         resources: Resources::parse("cpus:0.5;mem:32MiB;ports:[31000-31001];licence:2;zones:{a,b}").unwrap(),
         kill_grace_ms: 7_000,
         ..TaskSpec::default()
+    }
+}
+
+/// One that uses every field.
+fn whole_spec() -> TaskSpec {
+    let check = |probe| Check { probe, delay_ms: 0, interval_ms: 100, timeout_ms: 200 };
+    let http = Probe::Http { port: ProbePort::Index(1), path: "/ok".into() };
+    let rlimit = RlimitValue { soft: 10, hard: Some(20) };
+    TaskSpec {
+        container: Container {
+            working_directory: "/tmp".into(),
+            hostname: "box-1".into(),
+            terminal: true,
+            seccomp: Seccomp { profile: "strict".into(), also: "{}".into() },
+            users: UserNamespace::Private,
+            rlimits: [(Rlimit::Nofile, rlimit), (Rlimit::Core, RlimitValue { soft: u64::MAX, hard: None })]
+                .into(),
+            cpuset: Ranges::new("cpuset", [(0, 1)]).unwrap(),
+            io: Io {
+                weight: 500,
+                limits: [("8:0".to_owned(), IoLimit { read_ops: 7, ..IoLimit::default() })].into(),
+            },
+            hugetlb: [(2 << 20, 0)].into(),
+        },
+        burst: Burst { cpus_milli: Some(0), memory_bytes: Some(64 << 20) },
+        health: Some(HealthCheck { check: check(http), grace_ms: 5, failures: 1 }),
+        readiness: Some(check(Probe::Command(vec!["true".into()]))),
+        max_completion_ms: 60_000,
+        needs: ["checks", "containment", "max_completion"].map(str::to_owned).into(),
+        ..spec()
     }
 }
 
@@ -70,6 +106,90 @@ fn a_valid_accept_is_what_was_meant() {
     assert_eq!(parts[0].offers, [offer(1), offer(2)]);
     assert_eq!(*parts[0].launches[0].spec, spec());
     assert_eq!(parts[0].launches[0].tasks, [Ok(task("a")), Ok(task("b"))]);
+}
+
+#[test]
+fn every_field_of_a_spec_arrives() {
+    let whole = Arc::new(whole_spec());
+    let executed = Arc::new(TaskSpec {
+        argv: Vec::new(),
+        executor: Some(ExecutorSpec { id: ExecutorId::new("ex").unwrap(), spec: whole.clone() }),
+        data: b"do this".to_vec(),
+        needs: vec!["executor".into()],
+        ..spec()
+    });
+    for spec in [whole, executed] {
+        let launch = LaunchCall { spec: spec.clone(), tasks: vec![Ok(task("a"))] };
+        let part = AcceptCallPart { offers: vec![offer(1)], launches: vec![launch] };
+        match from_proto::accept(to_proto::accept(&call_id(), false, &[part], None)) {
+            Ok(Call::Accept { parts, .. }) => assert_eq!(parts[0].launches[0].spec, spec),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What is wrong with a spec, as the caller reads it.
+#[test]
+fn what_a_container_and_its_checks_may_not_be() {
+    let refused = |change: &dyn Fn(&mut TaskSpec)| {
+        let mut spec = whole_spec();
+        change(&mut spec);
+        let launch = LaunchCall { spec: Arc::new(spec), tasks: vec![Ok(task("a"))] };
+        let part = AcceptCallPart { offers: vec![offer(1)], launches: vec![launch] };
+        match from_proto::accept(to_proto::accept(&call_id(), false, &[part], None)) {
+            Err(error) => error.to_string(),
+            Ok(_) => String::new(),
+        }
+    };
+    let health =
+        |probe: Probe| move |spec: &mut TaskSpec| spec.health.as_mut().unwrap().check.probe = probe.clone();
+    let executor = ExecutorSpec { id: ExecutorId::new("ex").unwrap(), spec: Arc::new(spec()) };
+    type Row<'a> = (&'a dyn Fn(&mut TaskSpec), &'a str);
+    let rows: &[Row<'_>] = &[
+        (&|spec| spec.container.hostname = "a b".into(), "hostname: must be"),
+        (&|spec| spec.container.seccomp.profile = "../x".into(), "seccomp.profile: contains"),
+        (&|spec| spec.container.working_directory = "a\0".into(), "working_directory: contains a NUL"),
+        (
+            &|spec| {
+                spec.container.rlimits.insert(Rlimit::Nofile, RlimitValue { soft: 9, hard: Some(8) });
+            },
+            "nofile: soft is above hard",
+        ),
+        (&|spec| spec.container.io.weight = 10_001, "io.weight: must be"),
+        (
+            &|spec| {
+                spec.container.io.limits.insert("sda".into(), IoLimit::default());
+            },
+            "is not MAJOR:MINOR",
+        ),
+        (
+            &|spec| {
+                spec.container.hugetlb.insert(3, 0);
+            },
+            "3 is not the size of a page",
+        ),
+        (&|spec| spec.burst.cpus_milli = Some(499), "burst.cpus: is less than the task holds"),
+        (&|spec| spec.burst.memory_bytes = Some(1), "burst.mem: is less than the task holds"),
+        (&health(Probe::Command(Vec::new())), "command.argv: must begin with a program"),
+        (&health(Probe::Tcp { port: ProbePort::Number(0) }), "number: must be 1 to 65535"),
+        (&health(Probe::Tcp { port: ProbePort::Index(2) }), "port 2 is asked about, the task holds 2"),
+        (
+            &health(Probe::Http { port: ProbePort::Number(80), path: "/a b".into() }),
+            "has a space, a control character",
+        ),
+        (&|spec| spec.readiness.as_mut().unwrap().interval_ms = 99, "interval_ms: must be 100 to"),
+        (&|spec| spec.health.as_mut().unwrap().failures = 0, "failures: must be at least 1"),
+        (&|spec| spec.max_completion_ms = u64::MAX, "max_completion_ms: must be 0 to"),
+        (&|spec| spec.data = b"x".to_vec(), "data: is only for a task with an executor"),
+        (
+            &|spec| spec.executor = Some(executor.clone()),
+            "argv: must not be given for a task with an executor",
+        ),
+    ];
+    for (change, expected) in rows {
+        let said = refused(change);
+        assert!(said.contains(expected), "expected {expected:?}, not {said:?}");
+    }
 }
 
 #[test]
@@ -334,6 +454,8 @@ fn agents_and_masters_understand_each_other() {
         resources: spec().resources,
         env: [("X".to_owned(), "1".to_owned())].into(),
         array: Some((3, 4)),
+        group: None,
+        kind: LaunchKind::Task,
     };
     let welcome = AgentOrder::Welcome {
         agent: AgentId(2),

@@ -9,25 +9,38 @@ use proffer_types::command::{
     AcceptPart, Ack, AdminId, Answer, Attach, CallId, Command, CompletionReason, Entry, Held, Launch,
     Refusal, Rejection,
 };
+use proffer_types::container::{
+    Burst, Check, Container, ExecutorSpec, HealthCheck, Io, IoLimit, Probe, ProbePort, Rlimit, RlimitValue,
+    Seccomp, UserNamespace,
+};
 use proffer_types::image::{
     AdminAnswerImage, AnswerImage, FinishedImage, Meta, Segment, SessionImage, SpecImage, TaskImage,
 };
 use proffer_types::resources::{AttributionParts, Disk, DiskKind, Quantities, Volume};
 use proffer_types::task::KillOrder;
 use proffer_types::{
-    Agent, AgentId, AgentInfo, AgentState, AttributeValue, BootId, Caller, ClusterId, ClusterTime, Framework,
-    FrameworkId, FrameworkInfo, FrameworkState, LaunchId, MasterId, Reason, RequestId, Resources, Role,
-    SessionId, Source, SpecDigest, Status, TaskId, TaskLaunch, TaskSpec, TaskState,
+    Agent, AgentId, AgentInfo, AgentState, AttributeValue, BootId, Caller, ClusterId, ClusterTime,
+    ExecutorId, Framework, FrameworkId, FrameworkInfo, FrameworkState, LaunchId, MasterId, Ranges, Reason,
+    RequestId, Resources, Role, SessionId, Source, SpecDigest, Status, TaskId, TaskLaunch, TaskSpec,
+    TaskState,
 };
 use proffer_wire::{RecordError, from_proto, to_proto};
 
 /// Random values from a seed (splitmix64): the same on every machine.
-struct Dice(u64);
+struct Dice {
+    state: u64,
+    /// Whether fields that the first release did not have are thrown too.
+    later: bool,
+}
 
 impl Dice {
+    fn new(state: u64) -> Self {
+        Self { state, later: true }
+    }
+
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -117,8 +130,12 @@ impl Dice {
         sum
     }
 
+    fn reason(&mut self) -> Reason {
+        self.of(if self.later { Reason::ALL } else { &Reason::ALL[..21] })
+    }
+
     fn status(&mut self) -> Status {
-        let mut status = Status::new(self.of(TaskState::ALL), self.of(Reason::ALL), self.of(Source::ALL));
+        let mut status = Status::new(self.of(TaskState::ALL), self.reason(), self.of(Source::ALL));
         status.master_seq = self.number() as u32;
         status.task_seq = self.number() as u32;
         status.message = self.text();
@@ -127,11 +144,78 @@ impl Dice {
         status.memory_peak_bytes = self.maybe(Self::number);
         status.isolation = self.maybe(Self::text);
         status.wall_ms = self.number();
+        if !self.later {
+            return status;
+        }
+        status.healthy = self.maybe(Self::flag);
+        status.ready = self.maybe(Self::flag);
+        status.output_dropped_bytes = self.maybe(Self::number);
+        status.data = self.maybe(Self::text).unwrap_or_default().into_bytes();
         status
     }
 
+    fn container(&mut self) -> Container {
+        let limit = |dice: &mut Self| IoLimit { write_bytes: dice.number(), ..IoLimit::default() };
+        Container {
+            working_directory: self.text(),
+            hostname: self.text(),
+            terminal: self.flag(),
+            seccomp: Seccomp { profile: self.text(), also: self.text() },
+            users: self.of(UserNamespace::ALL),
+            rlimits: self
+                .some(3, |dice| {
+                    let value = RlimitValue { soft: dice.number(), hard: dice.maybe(Self::number) };
+                    (dice.of(Rlimit::ALL), value)
+                })
+                .into_iter()
+                .collect(),
+            cpuset: Ranges::new("cpuset", [(0, 1), (3, 3 + self.below(5))]).unwrap(),
+            io: Io {
+                weight: self.below(100) as u32,
+                limits: self.some(2, |dice| (dice.word(), limit(dice))).into_iter().collect(),
+            },
+            hugetlb: self.some(2, |dice| (dice.number(), dice.number())).into_iter().collect(),
+        }
+    }
+
+    fn check(&mut self) -> Check {
+        let port = match self.flag() {
+            true => ProbePort::Number(1 + self.below(9_000) as u16),
+            false => ProbePort::Index(self.below(3) as u32),
+        };
+        let probe = match self.below(4) {
+            0 => Probe::Command(vec!["true".into(), self.text()]),
+            1 => Probe::Http { port, path: format!("/{}", self.word()) },
+            2 => Probe::Tcp { port },
+            _ => Probe::Grpc { port, service: self.text() },
+        };
+        Check { probe, delay_ms: self.number(), interval_ms: self.number(), timeout_ms: self.number() }
+    }
+
     fn spec(&mut self) -> Arc<TaskSpec> {
+        let plain = self.plain_spec();
+        if !self.later {
+            return Arc::new(plain);
+        }
+        let health = |dice: &mut Self| HealthCheck { check: dice.check(), grace_ms: 1, failures: 3 };
+        let executor = |dice: &mut Self| ExecutorSpec {
+            id: ExecutorId::new("ex").unwrap(),
+            spec: Arc::new(dice.plain_spec()),
+        };
         Arc::new(TaskSpec {
+            container: self.maybe(Self::container).unwrap_or_default(),
+            burst: Burst { cpus_milli: self.maybe(Self::number), memory_bytes: self.maybe(Self::number) },
+            health: self.maybe(health),
+            readiness: self.maybe(Self::check),
+            max_completion_ms: self.number(),
+            executor: self.maybe(executor),
+            data: self.text().into_bytes(),
+            ..plain
+        })
+    }
+
+    fn plain_spec(&mut self) -> TaskSpec {
+        TaskSpec {
             argv: self.some(3, Self::text),
             env: self.map(),
             user: self.text(),
@@ -140,7 +224,8 @@ impl Dice {
             pids_max: self.number(),
             needs: self.some(2, Self::word),
             labels: self.map(),
-        })
+            ..TaskSpec::default()
+        }
     }
 
     fn agent_info(&mut self) -> AgentInfo {
@@ -341,7 +426,7 @@ impl Dice {
             kill: self.maybe(|dice| KillOrder {
                 grace_ms: dice.number(),
                 agent_seq: dice.number(),
-                reason: dice.of(Reason::ALL),
+                reason: dice.reason(),
             }),
             status: self.status(),
             agent_status: self.maybe(Self::status),
@@ -438,7 +523,7 @@ const SEGMENTS: usize = 9;
 
 #[test]
 fn every_command_comes_back_as_it_was() {
-    let mut dice = Dice(1);
+    let mut dice = Dice::new(1);
     for round in 0..200 {
         for kind in 0..COMMANDS {
             let entry = dice.entry(kind);
@@ -451,7 +536,7 @@ fn every_command_comes_back_as_it_was() {
 
 #[test]
 fn every_segment_comes_back_as_it_was() {
-    let mut dice = Dice(2);
+    let mut dice = Dice::new(2);
     for round in 0..100 {
         for kind in 0..SEGMENTS {
             let segment = dice.segment(kind);
@@ -463,7 +548,7 @@ fn every_segment_comes_back_as_it_was() {
 
 #[test]
 fn broken_records_are_refused_and_nothing_panics() {
-    let mut dice = Dice(3);
+    let mut dice = Dice::new(3);
     for _ in 0..30 {
         for kind in 0..COMMANDS {
             let bytes = to_proto::entry(&dice.entry(kind));
@@ -503,7 +588,7 @@ fn what_is_not_known_is_named() {
     use proffer_wire::log::v1 as pb;
     use prost::Message;
     let good = |f: &dyn Fn(&mut pb::Entry)| {
-        let mut entry = pb::Entry::decode(&*to_proto::entry(&Dice(4).entry(1))).unwrap();
+        let mut entry = pb::Entry::decode(&*to_proto::entry(&Dice::new(4).entry(1))).unwrap();
         f(&mut entry);
         from_proto::entry(&entry.encode_to_vec())
     };
@@ -517,7 +602,7 @@ fn what_is_not_known_is_named() {
     assert!(matches!(good(&|e| e.kind = 16), Err(RecordError::WrongBody { kind: 16, body: Some(17), .. })));
     assert!(matches!(good(&|e| e.body = None), Err(RecordError::WrongBody { body: None, .. })));
     // A member of the oneof and a field that do not exist in this version: numbers 60 and 61.
-    let mut bytes = to_proto::entry(&Dice(4).entry(1));
+    let mut bytes = to_proto::entry(&Dice::new(4).entry(1));
     bytes.extend_from_slice(&[0xe2, 0x03, 0x00]);
     assert!(matches!(from_proto::entry(&bytes), Err(RecordError::NotUnderstood { kind: 17, .. })));
 }
@@ -527,7 +612,7 @@ fn what_is_not_known_is_named() {
 #[test]
 fn what_was_written_once_stays_readable() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-v1.bin");
-    let mut dice = Dice(20_261_122);
+    let mut dice = Dice { state: 20_261_122, later: false };
     let mut entries = Vec::new();
     let mut segments = Vec::new();
     for _ in 0..8 {

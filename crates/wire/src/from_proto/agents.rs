@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proffer_types::command::Held;
-use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, Hello, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, Group, Hello, LaunchKind, LaunchOrder};
 use proffer_types::limits::SPEC_BYTES_MAX;
-use proffer_types::{AgentId, AgentInfo, AttributeValue, Epoch, FrameworkId, LaunchId, Reason};
+use proffer_types::{AgentId, AgentInfo, AttributeValue, Epoch, ExecutorId, FrameworkId, LaunchId, Reason};
 
 use prost::Message;
 
@@ -228,6 +228,20 @@ fn launch_order(given: pb::Launch, at: &Path<'_>, problems: &mut Problems) -> Op
         resources: resources(given.resources, at, "resources", Attributions::Allowed, problems)?,
         env: super::tasks::env(given.env, at, problems)?,
         array: array(given.array_index, given.array_count, at, problems)?,
+        group: match (given.group_first, given.group_size) {
+            (0, 0) => None,
+            (first, size) if first > 0 && size > 0 => Some(Group { first: LaunchId(first), size }),
+            _ => return problems.invalid(at.field("group_first"), "must be given with group_size"),
+        },
+        kind: match (given.executor_id.as_str(), given.executor_launch_id) {
+            ("", 0) => LaunchKind::Task,
+            ("", launch) => LaunchKind::TaskOf(LaunchId(launch)),
+            (name, 0) => match ExecutorId::new(name) {
+                Ok(id) => LaunchKind::Executor(id),
+                Err(error) => return problems.invalid(at.field("executor_id"), error),
+            },
+            _ => return problems.invalid(at.field("executor_id"), "an executor has no executor"),
+        },
     })
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod admin;
 pub(crate) mod agents;
 pub(crate) mod calls;
 pub(crate) mod commands;
+pub(crate) mod container;
 pub(crate) mod events;
 pub(crate) mod frameworks;
 pub(crate) mod image;

@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proffer_types::command::{AdminId, CallId};
+use proffer_types::container::ExecutorSpec;
 use proffer_types::resources::{
     AMOUNT_MAX, Attribution, AttributionParts, Custom, Disk, DiskKind, Entry, Quantities, Ranges, Resources,
     Volume,
 };
 use proffer_types::{
-    AgentInfo, AttributeValue, BootId, Caller, CallerKind, ClusterId, ClusterTime, FrameworkId,
+    AgentInfo, AttributeValue, BootId, Caller, CallerKind, ClusterId, ClusterTime, ExecutorId, FrameworkId,
     FrameworkInfo, LaunchId, MasterId, Reason, RequestId, SessionId, Source, Status, TaskSpec, TaskState,
 };
 
-use super::{role, sixteen, u128_of};
+use super::{container, role, sixteen, u128_of};
 use crate::log::v1 as pb;
 use crate::malformed::{Path, Problems};
 
@@ -183,6 +184,10 @@ pub(crate) fn status(given: Option<pb::Status>, at: Path<'_>, problems: &mut Pro
         memory_peak_bytes: given.memory_peak_bytes,
         isolation: given.isolation,
         wall_ms: given.wall_ms,
+        healthy: given.healthy,
+        ready: given.ready,
+        output_dropped_bytes: given.output_dropped_bytes,
+        data: given.data.into(),
     })
 }
 
@@ -200,6 +205,16 @@ pub(crate) fn task_spec(
     problems: &mut Problems,
 ) -> Option<Arc<TaskSpec>> {
     let given = there(given, at, problems)?;
+    let executor = match given.executor {
+        None => None,
+        Some(spec) => {
+            let id = match ExecutorId::new(&given.executor_id) {
+                Ok(id) => id,
+                Err(error) => return problems.invalid(at.field("executor_id"), error),
+            };
+            Some(ExecutorSpec { id, spec: task_spec(Some(*spec), at.field("executor"), problems)? })
+        }
+    };
     Some(Arc::new(TaskSpec {
         argv: given.argv,
         env: given.env,
@@ -209,6 +224,19 @@ pub(crate) fn task_spec(
         pids_max: given.pids_max,
         needs: given.needs,
         labels: given.labels,
+        container: container::container(given.container, &at.field("container"), problems)?,
+        burst: container::burst(given.burst),
+        health: match given.health_check {
+            None => None,
+            Some(check) => Some(container::health_check(check, &at.field("health_check"), problems)?),
+        },
+        readiness: match given.readiness_check {
+            None => None,
+            Some(check) => Some(container::check(check, &at.field("readiness_check"), problems)?),
+        },
+        max_completion_ms: given.max_completion_ms,
+        executor,
+        data: given.data.into(),
     }))
 }
 

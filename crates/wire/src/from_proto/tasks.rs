@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use proffer_types::container::{Burst, Container, ExecutorSpec};
 use proffer_types::limits::{
-    KILL_GRACE_MAX_MS, KILL_GRACE_MS, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, SPEC_BYTES_MAX, TASK_ENV_BYTES_MAX,
-    TASK_PIDS_LIMIT,
+    KILL_GRACE_MAX_MS, KILL_GRACE_MS, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, SPEC_BYTES_MAX,
+    STATUS_DATA_BYTES_MAX, TASK_DATA_BYTES_MAX, TASK_ENV_BYTES_MAX, TASK_PIDS_LIMIT,
 };
-use proffer_types::{Reason, Source, Status, TaskId, TaskLaunch, TaskSpec, TaskState};
+use proffer_types::{ExecutorId, Reason, Source, Status, TaskId, TaskLaunch, TaskSpec, TaskState};
 use prost::Message;
 
 use super::resources::{Attributions, resources};
-use super::{display_name, features, labels, user};
+use super::{container, display_name, features, labels, user};
 use crate::common::v1 as pb;
 use crate::malformed::{Path, Problems};
 
@@ -28,7 +29,13 @@ pub(crate) fn task_spec(
     if bytes > SPEC_BYTES_MAX && allowed == Attributions::Refused {
         return problems.invalid(*at, format_args!("has {bytes} bytes, the limit is {SPEC_BYTES_MAX}"));
     }
-    let argv = argv(spec.argv, at, problems);
+    let executor = match spec.executor {
+        None => Some(None),
+        Some(given) => executor(*given, &at.field("executor"), allowed, problems).map(Some),
+    };
+    // What an executor runs is in its data; what is for the cluster's own supervisor must not be there.
+    let executed = executor.as_ref().is_none_or(Option::is_some);
+    let argv = if executed && spec.argv.is_empty() { Some(spec.argv) } else { argv(spec.argv, at, problems) };
     let env = env(spec.env, at, problems);
     let user = user(spec.user, at.field("user"), problems);
     let nothing = spec.resources.is_empty();
@@ -48,19 +55,90 @@ pub(crate) fn task_spec(
     };
     let needs = features(spec.needs, at, "needs", problems);
     let labels = labels(spec.labels, at, problems);
-    Some(Arc::new(TaskSpec {
+    let container = container::container(spec.container, &at.field("container"), problems);
+    let health = spec.health_check.map(|h| container::health_check(h, &at.field("health_check"), problems));
+    let readiness = spec.readiness_check.map(|c| container::check(c, &at.field("readiness_check"), problems));
+    if spec.data.len() > TASK_DATA_BYTES_MAX {
+        return problems
+            .invalid(at.field("data"), format_args!("is longer than {TASK_DATA_BYTES_MAX} bytes"));
+    }
+    let mut parsed = TaskSpec {
         argv: argv?,
         env: env?,
         user: user?,
         resources: resources?,
         kill_grace_ms: kill_grace_ms?.unwrap_or(KILL_GRACE_MS),
         pids_max: pids_max?,
-        needs: needs?.into_iter().collect(),
+        needs: Vec::new(),
         labels: labels?,
-    }))
+        container: container?,
+        burst: container::burst(spec.burst),
+        health: all(health)?,
+        readiness: all(readiness)?,
+        max_completion_ms: spec.max_completion_ms,
+        executor: executor?,
+        data: spec.data.into(),
+    };
+    container::permitted(&parsed, at, problems)?;
+    only_for_an_executor(&parsed, at, problems)?;
+    let mut needs = needs?;
+    needs.extend(parsed.implied_needs().map(str::to_owned));
+    parsed.needs = needs.into_iter().collect();
+    Some(Arc::new(parsed))
 }
 
-fn argv(argv: Vec<String>, at: &Path<'_>, problems: &mut Problems) -> Option<Vec<String>> {
+/// Nothing where there was nothing; nothing at all where there was something wrong.
+fn all<T>(part: Option<Option<T>>) -> Option<Option<T>> {
+    match part {
+        None => Some(None),
+        Some(part) => part.map(Some),
+    }
+}
+
+fn executor(
+    given: pb::ExecutorSpec,
+    at: &Path<'_>,
+    allowed: Attributions,
+    problems: &mut Problems,
+) -> Option<ExecutorSpec> {
+    let id = match ExecutorId::new(&given.executor_id) {
+        Ok(id) => id,
+        Err(error) => return problems.invalid(at.field("executor_id"), error),
+    };
+    let at = at.field("spec");
+    // Here, and not after, because a message may nest them as deep as it likes.
+    if given.spec.as_ref().is_some_and(|spec| spec.executor.is_some()) {
+        return problems.invalid(at.field("executor"), "an executor has no executor");
+    }
+    Some(ExecutorSpec { id, spec: task_spec(given.spec.map(|spec| *spec), &at, allowed, problems)? })
+}
+
+/// A task that is handed to an executor runs in whatever that makes for it.
+fn only_for_an_executor(spec: &TaskSpec, at: &Path<'_>, problems: &mut Problems) -> Option<()> {
+    if spec.executor.is_none() {
+        return match spec.data.is_empty() {
+            true => Some(()),
+            false => problems.invalid(at.field("data"), "is only for a task with an executor"),
+        };
+    }
+    let for_the_supervisor = [
+        (!spec.argv.is_empty(), "argv"),
+        (spec.container != Container::default(), "container"),
+        (spec.burst != Burst::default(), "burst"),
+        (spec.health.is_some(), "health_check"),
+        (spec.readiness.is_some(), "readiness_check"),
+        (spec.max_completion_ms > 0, "max_completion_ms"),
+        (spec.pids_max > 0, "pids_max"),
+    ];
+    match for_the_supervisor.into_iter().find(|(used, _)| *used) {
+        None => Some(()),
+        Some((_, field)) => {
+            problems.invalid(at.field(field), "must not be given for a task with an executor")
+        }
+    }
+}
+
+pub(crate) fn argv(argv: Vec<String>, at: &Path<'_>, problems: &mut Problems) -> Option<Vec<String>> {
     if argv.first().is_none_or(String::is_empty) {
         return problems.invalid(at.field("argv"), "must begin with a program");
     }
@@ -192,6 +270,10 @@ pub(crate) fn status_or_unknown(
         memory_peak_bytes: status.memory_peak_bytes,
         isolation,
         wall_ms: status.wall_ms,
+        healthy: status.healthy,
+        ready: status.ready,
+        output_dropped_bytes: status.output_dropped_bytes,
+        data: status.data.slice(..status.data.len().min(STATUS_DATA_BYTES_MAX)).into(),
     }))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proffer_types::command::Held;
-use proffer_types::event::{AgentOrder, AgentReport, Hello, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentReport, Hello, LaunchKind, LaunchOrder};
 use proffer_types::{AgentId, AgentInfo, AttributeValue, Epoch, LaunchId, Status};
 
 use super::{epoch, resources, sixteen, status, task_spec};
@@ -154,6 +154,16 @@ fn launch_order(order: &LaunchOrder) -> pb::Launch {
         env: order.env.clone(),
         array_index,
         array_count,
+        group_first: order.group.map(|group| group.first.0).unwrap_or_default(),
+        group_size: order.group.map(|group| group.size).unwrap_or_default(),
+        executor_id: match &order.kind {
+            LaunchKind::Executor(id) => id.as_str().into(),
+            LaunchKind::Task | LaunchKind::TaskOf(_) => String::new(),
+        },
+        executor_launch_id: match order.kind {
+            LaunchKind::TaskOf(executor) => executor.0,
+            LaunchKind::Task | LaunchKind::Executor(_) => 0,
+        },
     }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod agents;
 mod calls;
 pub(crate) mod commands;
+pub(crate) mod container;
 mod events;
 mod frameworks;
 pub(crate) mod image;

@@ -7,6 +7,7 @@ use proffer_types::{
     AgentInfo, AttributeValue, Caller, CallerKind, FrameworkInfo, LaunchId, Status, TaskSpec,
 };
 
+use super::container;
 use crate::log::v1 as pb;
 
 pub(crate) fn sixteen(number: u128) -> Bytes {
@@ -97,6 +98,10 @@ pub(crate) fn status(status: &Status) -> pb::Status {
         memory_peak_bytes: status.memory_peak_bytes,
         isolation: status.isolation.clone(),
         wall_ms: status.wall_ms,
+        healthy: status.healthy,
+        ready: status.ready,
+        output_dropped_bytes: status.output_dropped_bytes,
+        data: Bytes::copy_from_slice(&status.data),
     }
 }
 
@@ -114,6 +119,14 @@ pub(crate) fn task_spec(spec: &TaskSpec) -> pb::TaskSpec {
         pids_max: spec.pids_max,
         needs: spec.needs.clone(),
         labels: spec.labels.clone(),
+        container: container::container(&spec.container),
+        burst: container::burst(spec.burst),
+        health_check: spec.health.as_ref().map(container::health_check),
+        readiness_check: spec.readiness.as_ref().map(container::check),
+        max_completion_ms: spec.max_completion_ms,
+        executor_id: spec.executor.as_ref().map(|executor| executor.id.as_str().into()).unwrap_or_default(),
+        executor: spec.executor.as_ref().map(|executor| Box::new(task_spec(&executor.spec))),
+        data: Bytes::copy_from_slice(&spec.data),
     }
 }
 

@@ -1,8 +1,9 @@
 //! What tasks run, and what became of them.
 
+use bytes::Bytes;
 use proffer_types::{Status, TaskLaunch, TaskSpec, TaskState};
 
-use super::resources;
+use super::{container, resources};
 use crate::common::v1 as pb;
 
 /// A spec with everything filled in.
@@ -16,6 +17,18 @@ pub fn task_spec(spec: &TaskSpec) -> pb::TaskSpec {
         pids_max: (spec.pids_max > 0).then_some(spec.pids_max),
         needs: spec.needs.clone(),
         labels: spec.labels.clone(),
+        container: container::container(&spec.container),
+        burst: container::burst(spec.burst),
+        health_check: spec.health.as_ref().map(container::health_check),
+        readiness_check: spec.readiness.as_ref().map(container::check),
+        max_completion_ms: spec.max_completion_ms,
+        executor: spec.executor.as_ref().map(|executor| {
+            Box::new(pb::ExecutorSpec {
+                executor_id: executor.id.as_str().into(),
+                spec: Some(Box::new(task_spec(&executor.spec))),
+            })
+        }),
+        data: Bytes::copy_from_slice(&spec.data),
     }
 }
 
@@ -50,6 +63,10 @@ pub fn status(status: &Status) -> pb::Status {
         memory_peak_bytes: status.memory_peak_bytes,
         isolation: status.isolation.clone(),
         wall_ms: status.wall_ms,
+        healthy: status.healthy,
+        ready: status.ready,
+        output_dropped_bytes: status.output_dropped_bytes,
+        data: Bytes::copy_from_slice(&status.data),
     }
 }
 
