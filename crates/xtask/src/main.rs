@@ -1,4 +1,4 @@
-//! The project's verbs: `cargo xtask test`, `dev`, `lint`, `ci`, `sim`, `bench`.
+//! The project's verbs: `cargo xtask test`, `test-vm`, `dev`, `lint`, `ci`, `sim`, `bench`.
 //!
 //! This crate refuses to know what the product knows: it builds and runs the programs, and looks at the machine from
 //! outside. It links none of the product's crates, so that it works while they do not compile.
@@ -13,6 +13,7 @@ mod process;
 mod sim;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ struct Cli {
 enum Verb {
     /// Run every test: units, properties, stories, real clusters, the simulator.
     Test(test::Args),
+    /// Run the tests of containers on pure cgroup v2, in a virtual machine.
+    TestVm(vm::Args),
     /// Check format, lints and house rules.
     Lint,
     /// `lint`, then `test`.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     interrupt::catch();
     let result = match verb {
         Verb::Test(args) => test::run(&args),
+        Verb::TestVm(args) => vm::run(&args),
         Verb::Lint => lint::run(),
         Verb::Ci => lint::run().and_then(|clean| Ok(test::run(&test::Args::default())? && clean)),
         Verb::Dev(args) => dev::run(&args),

@@ -63,6 +63,14 @@ pub(crate) struct Built {
     pub(crate) test: bool,
 }
 
+impl Built {
+    /// For people: the package, and the source file in it.
+    pub(crate) fn title(&self) -> String {
+        let source = self.source.strip_prefix(&self.dir).unwrap_or(&self.source);
+        format!("{} {}", self.package, source.display())
+    }
+}
+
 /// Runs `cargo build` with `args`, and gives the programs that it made.
 ///
 /// # Errors

@@ -3,19 +3,20 @@
 //! Everything is built once, in one profile. Then each test program runs alone, with a limit of its own, so that one
 //! that hangs fails by itself and the rest still runs. A test that cannot run here says so with a line
 //! `SKIPPED: <test>: <reason>` and is counted as skipped. A test that ran a container says on which version of
-//! cgroups with a line `RAN: cgroup v1` or `RAN: cgroup v2`.
+//! cgroups with a line `RAN: cgroup v1` or `RAN: cgroup v2`. Last, the tests of containers run again on pure cgroup v2
+//! in a virtual machine (`vm`).
 
-mod output;
-mod prerequisites;
+pub(crate) mod output;
+pub(crate) mod prerequisites;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::process::{self, Ended, Read};
-use crate::sim;
+use crate::process::{self, Read};
 use crate::workspace::{self, Built};
+use crate::{sim, vm};
 use output::Report;
 pub(crate) use prerequisites::cargo_has;
 
@@ -75,6 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             report.add_one("planted bugs", caught);
         }
     }
+    vm::add(&built, &mut report)?;
     println!("\n{report}");
     Ok(report.failed == 0)
 }
@@ -87,15 +89,14 @@ fn in_order(built: &[Built]) -> Vec<&Built> {
 }
 
 fn run_program(built: &Built, report: &mut Report) -> Result<()> {
-    let source = built.source.strip_prefix(&built.dir).unwrap_or(&built.source);
-    let title = format!("{} {}", built.package, source.display());
+    let title = built.title();
     let mut command = Command::new(&built.program);
     // As cargo does it: in the package's directory.
     command.current_dir(&built.dir).env("CARGO_MANIFEST_DIR", &built.dir).arg("--show-output");
     let stories = built.package == STORIES && built.kind == "test";
     let limit = if stories { STORIES_LIMIT } else { PROGRAM_LIMIT };
     let (ended, text) = process::text(command, limit, Read::Both)?;
-    tell(&title, &ended, &text, report);
+    output::tell(&title, &ended, &text, report);
     Ok(())
 }
 
@@ -115,17 +116,8 @@ fn run_docs(args: &Args, built: &[Built], report: &mut Report) -> Result<()> {
         });
     }
     let (ended, text) = process::text(command, DOCS_LIMIT, Read::Both)?;
-    tell("examples in the documentation", &ended, &text, report);
+    output::tell("examples in the documentation", &ended, &text, report);
     Ok(())
-}
-
-fn tell(title: &str, ended: &Ended, text: &str, report: &mut Report) {
-    let counted = output::count(text, ended);
-    println!("{title}: {} ({:.1} s)", counted.summary(), ended.took.as_secs_f64());
-    if counted.failed > 0 {
-        println!("{}", output::failures(text, ended));
-    }
-    report.add(title, counted);
 }
 
 fn run_sim(seeds: u64, built: &[Built], report: &mut Report) -> Result<()> {

@@ -103,6 +103,16 @@ fn number_before(text: &str, word: &str) -> u64 {
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
+/// Counts a program's output, and says how it went.
+pub(crate) fn tell(title: &str, ended: &Ended, text: &str, report: &mut Report) {
+    let counted = count(text, ended);
+    println!("{title}: {} ({:.1} s)", counted.summary(), ended.took.as_secs_f64());
+    if counted.failed > 0 {
+        println!("{}", failures(text, ended));
+    }
+    report.add(title, counted);
+}
+
 /// The part of the output that tells why something failed.
 pub(crate) fn failures(text: &str, ended: &Ended) -> String {
     let lines: Vec<&str> = text.lines().collect();
@@ -141,6 +151,11 @@ impl Report {
         self.skipped.extend(skipped.map(|(test, reason)| (format!("{title} {test}"), reason)));
     }
 
+    /// Something that could not run.
+    pub(crate) fn skip(&mut self, title: &str, reason: &str) {
+        self.skipped.push((title.to_owned(), reason.to_owned()));
+    }
+
     /// Something that is one test.
     pub(crate) fn add_one(&mut self, title: &str, passed: bool) {
         let one = Counted { passed: passed.into(), failed: (!passed).into(), ..Counted::default() };
@@ -157,7 +172,7 @@ impl fmt::Display for Report {
             writeln!(f, "skipped: {test}: {reason}")?;
         }
         let [v1, v2] = self.on_cgroups;
-        writeln!(f, "tests that ran containers: {v1} on cgroup v1, {v2} on cgroup v2")?;
+        writeln!(f, "{v1} tests ran containers on cgroup v1, {v2} on v2")?;
         write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped.len())
     }
 }

@@ -4,47 +4,72 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::unistd::geteuid;
 
 use crate::process::{self, Read};
 
-/// Program, Debian package, and what for.
-const PROGRAMS: [(&str, &str, &str); 3] = [
+/// Program, Debian packages, and what for.
+pub(crate) type Needed = (&'static str, &'static str, &'static str);
+
+const PROGRAMS: [Needed; 3] = [
     ("cc", "gcc libc6-dev", "to link the programs"),
     ("git", "git", "to list the repository's files, and to plant bugs"),
     ("sh", "dash", "as the payload of tasks"),
 ];
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 
-/// Says what there is, and installs what is missing where that is possible: as root, by apt.
+/// Says what there is, and installs what is missing where that is possible.
 pub(crate) fn check() -> Result<()> {
     let root = geteuid().is_root();
     println!("user: {}", if root { "root" } else { "not root: tests of containers will be skipped" });
     println!("cgroups: {}", cgroups());
-    let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _, _)| !there(program)).collect();
-    for (program, package, what_for) in &missing {
-        println!("missing: {program}, {what_for} (Debian: {package})");
-    }
-    if missing.is_empty() || !root || !there("apt-get") {
-        return Ok(());
-    }
-    let mut command = Command::new("apt-get");
-    command.args(["install", "-y", "--no-install-recommends"]).env("DEBIAN_FRONTEND", "noninteractive");
-    missing.iter().for_each(|(_, packages, _)| {
-        command.args(packages.split(' '));
-    });
-    let (ended, text) = process::text(command, INSTALL_LIMIT, Read::Both)?;
-    if !ended.ok() {
-        println!("apt-get install: {}\n{text}", ended.how());
+    if let Err(why) = need(&PROGRAMS) {
+        println!("{why:#}");
     }
     Ok(())
 }
 
-/// Whether `program` is in PATH.
+/// Installs those that are missing, as root, by apt.
+///
+/// # Errors
+/// If some are still missing: which, and what for.
+pub(crate) fn need(programs: &[Needed]) -> Result<()> {
+    let missing = || programs.iter().filter(|(program, _, _)| !there(program));
+    if missing().next().is_none() {
+        return Ok(());
+    }
+    if geteuid().is_root() && there("apt-get") {
+        let packages: Vec<&str> = missing().flat_map(|(_, packages, _)| packages.split(' ')).collect();
+        println!("installing {}", packages.join(", "));
+        let install = [&["install", "-y", "--no-install-recommends"][..], &packages].concat();
+        // A machine that never fetched the lists knows no package.
+        if !apt(&install)? && apt(&["update"])? {
+            apt(&install)?;
+        }
+    }
+    let left: Vec<String> = missing()
+        .map(|(program, package, what_for)| format!("missing: {program}, {what_for} (Debian: {package})"))
+        .collect();
+    ensure!(left.is_empty(), "{}", left.join("; "));
+    Ok(())
+}
+
+fn apt(args: &[&str]) -> Result<bool> {
+    let mut command = Command::new("apt-get");
+    command.arg("-q").args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    let (ended, text) = process::text(command, INSTALL_LIMIT, Read::Both)?;
+    if !ended.ok() {
+        println!("apt-get {}: {}\n{text}", args.join(" "), ended.how());
+    }
+    Ok(ended.ok())
+}
+
+/// Whether `program` is in PATH, or where root's programs are.
 fn there(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    let sbin = ["/usr/sbin", "/sbin"].map(Into::into);
+    std::env::split_paths(&path).chain(sbin).any(|dir| dir.join(program).is_file())
 }
 
 /// Which versions are mounted where.
