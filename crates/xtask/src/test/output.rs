@@ -250,6 +250,9 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         report.add_one("simulator", true);
         let text = report.to_string();
         assert!(text.ends_with("4 passed, 2 failed, 4 skipped"), "{text}");
-        assert!(text.contains("FAILED: x\n") && text.contains("1 on cgroup v1, 0 on cgroup v2"), "{text}");
+        assert!(
+            text.contains("FAILED: x\n") && text.contains("1 tests ran containers on cgroup v1, 0 on v2\n"),
+            "{text}"
+        );
     }
 }
