@@ -88,6 +88,7 @@ pub fn clean_up(config: &Config) -> Result<()> {
             kill_sent: KillSent::None,
             started_unix_ms: 0,
             finished_unix_ms: wall_ms(),
+            ..End::default()
         };
         core.on_container_event(Event::Ended { launch, end });
     }

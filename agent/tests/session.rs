@@ -3,6 +3,7 @@
 
 mod master;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,7 +14,8 @@ use proffer_agent::driver::{Driver, Handle, View, fresh_instance};
 use proffer_agent::recover::Store;
 use proffer_containerizer::fake::{Fake, Node};
 use proffer_containerizer::{
-    ContainerSpec, Containerizer, Event, GcPolicy, InstanceId, Known, LogReader, Usage,
+    Answer, ContainerSpec, Containerizer, Event, ExecId, ExecSink, ExecSpec, GcPolicy, InstanceId, Known,
+    LogReader, Usage,
 };
 use proffer_types::event::{AgentOrder, AgentReport, LaunchKind, LaunchOrder};
 use proffer_types::{
@@ -36,6 +38,27 @@ impl Containerizer for Shared {
     }
     fn launch(&mut self, spec: ContainerSpec) {
         self.0.lock().unwrap().launch(spec);
+    }
+    fn launch_group(&mut self, members: Vec<ContainerSpec>) {
+        self.0.lock().unwrap().launch_group(members);
+    }
+    fn group_path(&self, first: LaunchId) -> std::path::PathBuf {
+        self.0.lock().unwrap().group_path(first)
+    }
+    fn executor_socket(&self, launch: LaunchId, instance: InstanceId) -> std::path::PathBuf {
+        self.0.lock().unwrap().executor_socket(launch, instance)
+    }
+    fn listener(&mut self, launch: LaunchId, answer: Answer<OwnedFd>) {
+        self.0.lock().unwrap().listener(launch, answer);
+    }
+    fn terminal(&mut self, launch: LaunchId, answer: Answer<OwnedFd>) {
+        self.0.lock().unwrap().terminal(launch, answer);
+    }
+    fn exec(&mut self, launch: LaunchId, spec: ExecSpec, sink: ExecSink) -> ExecId {
+        self.0.lock().unwrap().exec(launch, spec, sink)
+    }
+    fn signal_exec(&mut self, exec: ExecId, signal: i32) {
+        self.0.lock().unwrap().signal_exec(exec, signal);
     }
     fn kill(&mut self, launch: LaunchId, grace_ms: u64) {
         self.0.lock().unwrap().kill(launch, grace_ms);

@@ -12,8 +12,8 @@ use proffer_wire::supervisor::v1::launch_info::End;
 use proffer_wire::supervisor::v1::to_agent::Message;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use proffer_wire::supervisor::v1::{
-    Draining, FailureKind, Hello, Kill, KillSent, Launch as Request, Launches, Refused, ToAgent,
-    ToSupervisor, Unknown, Welcome,
+    Draining, FailureKind, Hello, Kill, KillSent, Launch as Request, Launches, Listener, Refused,
+    TakeListener, TakeTerminal, Terminal, ToAgent, ToSupervisor, Unknown, Welcome,
 };
 use prost::Message as _;
 
@@ -264,8 +264,18 @@ impl Supervisor {
             Order::Forget(forget) => self.on_forget(serial, forget.launch_id),
             Order::List(_) => self.on_list(serial),
             Order::Exec(exec) => self.refuse(serial, exec.launch_id, "exec is not known here".into()),
-            Order::TakeTerminal(take) => self.refuse(serial, take.launch_id, "it has no terminal".into()),
-            Order::TakeListener(take) => self.refuse(serial, take.launch_id, "it has no listener".into()),
+            Order::TakeTerminal(TakeTerminal { launch_id }) => {
+                self.send(
+                    serial,
+                    Message::Terminal(Terminal { launch_id, reason: "it has no terminal".into() }),
+                );
+            }
+            Order::TakeListener(TakeListener { launch_id }) => {
+                self.send(
+                    serial,
+                    Message::Listener(Listener { launch_id, reason: "it is no executor".into() }),
+                );
+            }
             Order::ExecSignal(_) => {}
             Order::Shutdown(_) => {
                 self.draining = true;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use proffer_containerizer::{ContainerSpec, InstanceId, LogLimits};
+use proffer_containerizer::{ContainerSpec, InstanceId, LogLimits, Supervision};
 use proffer_types::event::LaunchOrder;
 use proffer_types::limits::TASK_PIDS_MAX;
 use proffer_types::resources::milli;
@@ -47,6 +47,7 @@ pub fn container_spec(order: &LaunchOrder, instance: InstanceId, place: Place<'_
         pids_max: if spec.pids_max == 0 { TASK_PIDS_MAX } else { spec.pids_max },
         hostname: String::new(),
         logs: LogLimits::default(),
+        supervision: Supervision::default(),
     }
 }
 

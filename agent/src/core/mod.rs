@@ -393,7 +393,7 @@ impl Core {
             }
             Event::NotStarted { .. } => self.on_not_started(launch),
             Event::StuckKill { processes, .. } => self.on_stuck(launch, processes),
-            Event::Gone { .. } | Event::OrphanRemoved { .. } | Event::Recovered => {}
+            Event::Checked { .. } | Event::Gone { .. } | Event::OrphanRemoved { .. } | Event::Recovered => {}
         }
     }
 
@@ -404,6 +404,7 @@ impl Core {
                 self.effects.push(Effect::Forget(launch));
             }
             Event::NotStarted { .. }
+            | Event::Checked { .. }
             | Event::StuckKill { .. }
             | Event::Gone { .. }
             | Event::OrphanRemoved { .. }

@@ -2,6 +2,8 @@
 
 use proffer_types::{LaunchId, Reason};
 
+use crate::CheckKind;
+
 /// Something became true. Events of one launch come in the order in which it did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -18,7 +20,8 @@ pub enum Event {
     LaunchFailed {
         /// The launch.
         launch: LaunchId,
-        /// `LaunchFailed`, `ExecFailed`, `UserRefused`, `LaunchInterrupted` or `KilledDuringLaunch`.
+        /// `LaunchFailed`, `ExecFailed`, `UserRefused`, `ContainerRefused`, `LaunchInterrupted`, `KilledDuringLaunch`,
+        /// or `GroupNotStarted` of one whose group could not be.
         reason: Reason,
         /// For people.
         message: String,
@@ -30,6 +33,20 @@ pub enum Event {
     NotStarted {
         /// The launch.
         launch: LaunchId,
+    },
+    /// A check said something else than before, or the health check failed once more. Told once per containerizer of a
+    /// container that had a result before a recovery.
+    Checked {
+        /// The launch.
+        launch: LaunchId,
+        /// Which check.
+        kind: CheckKind,
+        /// Whether it succeeded.
+        ok: bool,
+        /// Failures in a row that count; 0 if `ok`.
+        consecutive_failures: u32,
+        /// Why it failed, for people.
+        message: String,
     },
     /// The payload ended and no process of the container is left. Terminal.
     Ended {
@@ -67,6 +84,7 @@ impl Event {
             Self::Started { launch, .. }
             | Self::LaunchFailed { launch, .. }
             | Self::NotStarted { launch }
+            | Self::Checked { launch, .. }
             | Self::Ended { launch, .. }
             | Self::Gone { launch }
             | Self::StuckKill { launch, .. }
@@ -77,7 +95,7 @@ impl Event {
 }
 
 /// How a container ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct End {
     /// How far the end is known.
     pub cause: Cause,
@@ -93,6 +111,14 @@ pub struct End {
     pub memory_peak_bytes: Option<u64>,
     /// The strongest signal that was sent because of a kill.
     pub kill_sent: KillSent,
+    /// Why it was killed, if it was.
+    pub kill_cause: KillCause,
+    /// More about that, for people; empty if there is no more.
+    pub kill_message: String,
+    /// Bytes of its standard output that were thrown away: it wrote too fast, or the disk was full.
+    pub stdout_dropped_bytes: u64,
+    /// The same of its standard error.
+    pub stderr_dropped_bytes: u64,
     /// Wall time of the start, for display (milliseconds since 1970); 0 if unknown.
     pub started_unix_ms: u64,
     /// Wall time of the end, for display (milliseconds since 1970).
@@ -100,9 +126,10 @@ pub struct End {
 }
 
 /// How far a container's end is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cause {
     /// The payload's status is known.
+    #[default]
     Exited,
     /// Its supervisor was lost while it ran; what was left of it was killed, and its own status is not known.
     SupervisorLost,
@@ -117,6 +144,22 @@ pub struct Oom {
     pub peak_bytes: u64,
     /// Its limit (bytes).
     pub limit_bytes: u64,
+}
+
+/// Why a container was first sent a signal to end it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KillCause {
+    /// It was not.
+    #[default]
+    None,
+    /// By [`kill`](crate::Containerizer::kill) or [`forget`](crate::Containerizer::forget).
+    Order,
+    /// Its health check failed.
+    Health,
+    /// It ran for as long as it may.
+    MaxCompletion,
+    /// Another container of its group ended otherwise than by exit code 0, or was not started.
+    Group,
 }
 
 /// The strongest signal that was sent to a container because of a kill.

@@ -5,14 +5,18 @@
 //! the test decides when a launch starts, ends or is lost, and events wait in order until they are taken.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use proffer_types::{FrameworkId, LaunchId, Reason};
 
 use crate::{
-    Cause, ContainerSpec, Containerizer, End, Event, GcPolicy, InstanceId, KillSent, Known, LogReader, Oom,
-    Usage,
+    Answer, Cause, CheckKind, ContainerSpec, Containerizer, End, Event, ExecEvent, ExecId, ExecSink,
+    ExecSpec, GcPolicy, InstanceId, KillCause, KillSent, Known, LogReader, NotThere, Oom, Stdio, Usage,
+    resize,
 };
 
 /// What [`Fake::isolation`](Containerizer::isolation) says.
@@ -40,6 +44,38 @@ struct State {
     /// Kills end a container as soon as they are given.
     kills_at_once: bool,
     now_ms: u64,
+    /// Counts programs that were run in containers.
+    execs_made: u64,
+    execs: BTreeMap<ExecId, Exec>,
+    /// The listening sockets of executors.
+    listeners: BTreeMap<LaunchId, OwnedFd>,
+}
+
+/// A program that was run in a container.
+struct Exec {
+    launch: LaunchId,
+    sink: ExecSink,
+    program: Option<ExecProgram>,
+    signals: Vec<i32>,
+}
+
+impl fmt::Debug for Exec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exec").field("launch", &self.launch).finish_non_exhaustive()
+    }
+}
+
+/// The ends that a program which was run in a container has in its hands.
+#[derive(Debug)]
+pub struct ExecProgram {
+    /// What it runs.
+    pub spec: ExecSpec,
+    /// With a terminal, all three are that.
+    pub stdin: File,
+    /// See `stdin`.
+    pub stdout: File,
+    /// See `stdin`.
+    pub stderr: File,
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +83,9 @@ struct Container {
     spec: ContainerSpec,
     phase: Phase,
     kill: Option<u64>,
+    kill_cause: KillCause,
+    /// The first member of its group.
+    group: Option<LaunchId>,
     forget: bool,
     started_ms: u64,
     stdout: Arc<Vec<u8>>,
@@ -117,7 +156,17 @@ impl Node {
         let waits = state.containers.get(&launch).is_some_and(|c| c.phase == Phase::Delivered);
         if waits {
             let message = message.to_owned();
+            let group = state.containers.get(&launch).and_then(|c| c.group);
             state.finish(launch, Event::LaunchFailed { launch, reason, message, exit_code: None });
+            let others = state
+                .containers
+                .iter()
+                .filter(|(_, c)| group.is_some() && c.group == group && c.phase == Phase::Delivered);
+            for launch in others.map(|(&other, _)| other).collect::<Vec<_>>() {
+                let message = "another of its group could not be started".to_owned();
+                let reason = Reason::GroupNotStarted;
+                state.finish(launch, Event::LaunchFailed { launch, reason, message, exit_code: None });
+            }
         }
         waits
     }
@@ -171,6 +220,49 @@ impl Node {
         state.containers.iter().filter(|(_, c)| c.phase == Phase::Running).map(|(&l, _)| l).collect()
     }
 
+    /// A check of a running launch has a result; a health check that fails as often as it may ends the launch.
+    pub fn check(&self, launch: LaunchId, kind: CheckKind, ok: bool, consecutive_failures: u32) {
+        let mut state = self.state();
+        let Some(container) = state.containers.get_mut(&launch).filter(|c| c.phase == Phase::Running) else {
+            return;
+        };
+        let health = container.spec.supervision.health.as_ref();
+        let most = health.filter(|_| kind == CheckKind::Health).map(|health| health.failures);
+        let message = if ok { String::new() } else { "the check failed".to_owned() };
+        state.events.push_back(Event::Checked { launch, kind, ok, consecutive_failures, message });
+        if !ok && most.is_some_and(|most| consecutive_failures >= most) {
+            state.kill_for(launch, KillCause::Health);
+        }
+    }
+
+    /// A running launch has run for as long as it may.
+    pub fn complete(&self, launch: LaunchId) {
+        self.state().kill_for(launch, KillCause::MaxCompletion);
+    }
+
+    /// The programs that were run in containers and have not ended.
+    pub fn execs(&self) -> Vec<ExecId> {
+        self.state().execs.keys().copied().collect()
+    }
+
+    /// Takes what a program that was run in a container has in its hands, to act as it.
+    pub fn exec_program(&self, exec: ExecId) -> Option<ExecProgram> {
+        self.state().execs.get_mut(&exec)?.program.take()
+    }
+
+    /// The signals that were sent to it so far.
+    pub fn exec_signals(&self, exec: ExecId) -> Vec<i32> {
+        self.state().execs.get(&exec).map(|exec| exec.signals.clone()).unwrap_or_default()
+    }
+
+    /// Such a program ends; `false` if there is none.
+    pub fn exec_exit(&self, exec: ExecId, exit_code: i32) -> bool {
+        let Some(mut ended) = self.state().execs.remove(&exec) else { return false };
+        ended.program = None;
+        (ended.sink)(ExecEvent::Exited { exit_code: Some(exit_code), signal: None });
+        true
+    }
+
     /// What a launch that is known to the node runs.
     pub fn spec(&self, launch: LaunchId) -> Option<ContainerSpec> {
         self.state().containers.get(&launch).map(|c| c.spec.clone())
@@ -192,6 +284,20 @@ impl Node {
 }
 
 impl State {
+    fn deliver(&mut self, spec: ContainerSpec, group: Option<LaunchId>) {
+        let container = Container {
+            phase: Phase::Delivered,
+            kill: None,
+            kill_cause: KillCause::Order,
+            group,
+            forget: false,
+            started_ms: 0,
+            stdout: Arc::default(),
+            spec,
+        };
+        self.containers.insert(container.spec.launch, container);
+    }
+
     fn start(&mut self, launch: LaunchId) {
         let now = self.now_ms;
         let Some(container) = self.containers.get_mut(&launch) else { return };
@@ -211,19 +317,20 @@ impl State {
             Some(0) => KillSent::Kill,
             Some(_) => KillSent::Term,
         };
+        let kill_cause = if container.kill.is_some() { container.kill_cause } else { KillCause::None };
         let mut end = End {
-            cause: Cause::Exited,
-            exit_code: None,
-            signal: None,
-            oom: None,
-            oom_kills: 0,
-            memory_peak_bytes: None,
             kill_sent,
+            kill_cause,
             started_unix_ms: container.started_ms,
             finished_unix_ms: now,
+            ..End::default()
         };
         how(&mut end);
+        let well = end.exit_code == Some(0);
         self.finish(launch, Event::Ended { launch, end });
+        if !well {
+            self.end_group(launch);
+        }
         true
     }
 
@@ -242,6 +349,15 @@ impl State {
         container.phase = Phase::Ended(event.clone());
         let forget = container.forget;
         self.events.push_back(event);
+        self.listeners.remove(&launch);
+        // What runs inside ends with it.
+        let inside: Vec<_> =
+            self.execs.iter().filter(|(_, e)| e.launch == launch).map(|(&id, _)| id).collect();
+        for exec in inside {
+            if let Some(mut exec) = self.execs.remove(&exec) {
+                (exec.sink)(ExecEvent::Exited { exit_code: None, signal: Some(9) });
+            }
+        }
         if forget {
             self.containers.remove(&launch);
             self.events.push_back(Event::Gone { launch });
@@ -255,6 +371,25 @@ impl State {
         } else {
             self.events.push_back(Event::NotStarted { launch });
         }
+    }
+
+    /// Another of its group ended otherwise than well.
+    fn end_group(&mut self, launch: LaunchId) {
+        let Some(first) = self.containers.get(&launch).and_then(|c| c.group) else { return };
+        let others =
+            self.containers.iter().filter(|(_, c)| c.group == Some(first) && c.phase == Phase::Running);
+        for other in others.map(|(&other, _)| other).collect::<Vec<_>>() {
+            self.kill_for(other, KillCause::Group);
+        }
+    }
+
+    fn kill_for(&mut self, launch: LaunchId, cause: KillCause) {
+        let Some(container) = self.containers.get_mut(&launch) else { return };
+        if container.kill.is_none() {
+            container.kill_cause = cause;
+        }
+        let grace = container.spec.supervision.kill_grace_ms;
+        self.kill(launch, if cause == KillCause::MaxCompletion { 0 } else { grace });
     }
 
     fn kill(&mut self, launch: LaunchId, grace_ms: u64) {
@@ -276,6 +411,21 @@ impl State {
             Phase::Ended(_) => {}
         }
     }
+}
+
+/// Both sides of a program's standard input, output and error.
+fn exec_ends(spec: ExecSpec) -> (ExecProgram, Stdio) {
+    if let Some(size) = spec.terminal {
+        let pty = nix::pty::openpty(None, None).expect("a terminal");
+        resize(&pty.master, size).expect("a size");
+        let end = || File::from(pty.slave.try_clone().expect("a duplicate"));
+        let program = ExecProgram { spec, stdin: end(), stdout: end(), stderr: end() };
+        return (program, Stdio::Terminal(pty.master));
+    }
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
+    let ((stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr)) = (pipe(), pipe(), pipe());
+    let program = ExecProgram { spec, stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() };
+    (program, Stdio::Pipes { stdin: to_stdin, stdout: from_stdout, stderr: from_stderr })
 }
 
 /// One life of the containerizer on a [`Node`].
@@ -357,17 +507,25 @@ impl Containerizer for Fake {
             state.events.push_back(Event::NotStarted { launch });
             return;
         }
-        let container = Container {
-            spec,
-            phase: Phase::Delivered,
-            kill: None,
-            forget: false,
-            started_ms: 0,
-            stdout: Arc::default(),
-        };
-        state.containers.insert(launch, container);
+        state.deliver(spec, None);
         if state.starts_at_once {
             state.start(launch);
+        }
+    }
+
+    fn launch_group(&mut self, members: Vec<ContainerSpec>) {
+        let Some(mut state) = self.alive() else { return };
+        let launches: Vec<_> = members.iter().map(|member| member.launch).collect();
+        if launches.iter().any(|launch| state.containers.contains_key(launch)) {
+            return;
+        }
+        if members.iter().any(|member| state.dead.contains(&member.instance)) {
+            state.events.extend(launches.into_iter().map(|launch| Event::NotStarted { launch }));
+            return;
+        }
+        members.into_iter().for_each(|member| state.deliver(member, launches.first().copied()));
+        if state.starts_at_once {
+            launches.into_iter().for_each(|launch| state.start(launch));
         }
     }
 
@@ -394,6 +552,60 @@ impl Containerizer for Fake {
 
     fn sandbox_path(&self, launch: LaunchId) -> PathBuf {
         PathBuf::from("/fake").join(crate::cgroup::name(launch))
+    }
+
+    fn group_path(&self, first: LaunchId) -> PathBuf {
+        PathBuf::from("/fake/group").join(crate::cgroup::name(first))
+    }
+
+    fn executor_socket(&self, launch: LaunchId, _instance: InstanceId) -> PathBuf {
+        std::env::temp_dir().join(format!("proffer-fake-{}-{:x}.sock", std::process::id(), launch.0))
+    }
+
+    /// A real socket at [`executor_socket`](Containerizer::executor_socket), which the test removes.
+    fn listener(&mut self, launch: LaunchId, answer: Answer<OwnedFd>) {
+        let path = self.executor_socket(launch, InstanceId(0));
+        let Some(mut state) = self.alive() else { return };
+        let executor = state.containers.get(&launch).is_some_and(|c| c.spec.supervision.executor);
+        let given = if executor {
+            let listener = state.listeners.entry(launch).or_insert_with(|| {
+                let listener = std::os::unix::net::UnixListener::bind(path).expect("a new socket");
+                listener.set_nonblocking(true).expect("non-blocking");
+                listener.into()
+            });
+            listener.try_clone().map_err(|error| NotThere(error.to_string()))
+        } else {
+            Err(NotThere("it is no executor".to_owned()))
+        };
+        drop(state);
+        answer(given);
+    }
+
+    fn terminal(&mut self, _launch: LaunchId, answer: Answer<OwnedFd>) {
+        answer(Err(NotThere("it has no terminal".to_owned())));
+    }
+
+    fn exec(&mut self, launch: LaunchId, spec: ExecSpec, mut sink: ExecSink) -> ExecId {
+        let mut state = self.node.state();
+        state.execs_made += 1;
+        let exec = ExecId(state.execs_made);
+        let runs = state.containers.get(&launch).is_some_and(|c| c.phase == Phase::Running);
+        if !runs {
+            drop(state);
+            let message = "it does not run".to_owned();
+            sink(ExecEvent::Failed { message, exit_code: None });
+            return exec;
+        }
+        let (program, stdio) = exec_ends(spec);
+        sink(ExecEvent::Started(stdio));
+        state.execs.insert(exec, Exec { launch, sink, program: Some(program), signals: Vec::new() });
+        exec
+    }
+
+    fn signal_exec(&mut self, exec: ExecId, signal: i32) {
+        if let Some(exec) = self.node.state().execs.get_mut(&exec) {
+            exec.signals.push(signal);
+        }
     }
 
     fn logs(&self, launch: LaunchId) -> LogReader {

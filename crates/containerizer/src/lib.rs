@@ -24,16 +24,22 @@ mod gc;
 mod logs;
 mod spec;
 mod supervised;
+mod supervision;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use proffer_types::{FrameworkId, LaunchId};
 
 pub use error::{Error, LogError};
-pub use event::{Cause, End, Event, KillSent, Oom};
+pub use event::{Cause, End, Event, KillCause, KillSent, Oom};
 pub use logs::{Chunk, LogReader, Stream};
 pub use spec::{ContainerSpec, GcPolicy, InstanceId, Isolation, Known, LogLimits, Options, Usage};
 pub use supervised::{Supervised, linux_unavailable, open, remove_all};
+pub use supervision::{
+    Answer, Check, CheckKind, ExecEvent, ExecId, ExecSink, ExecSpec, HealthCheck, NotThere, Probe, Stdio,
+    Supervision, TerminalSize, resize,
+};
 
 /// Runs containers on this node.
 ///
@@ -67,6 +73,15 @@ pub trait Containerizer: Send {
     /// or, if that is gone without a trace of it, answered [`Event::NotStarted`].
     fn launch(&mut self, spec: ContainerSpec);
 
+    /// Starts containers that live together: all of them or none, in one IPC namespace (and with one /dev/shm, where
+    /// containers have one), with a directory that all see at [`group_path`](Self::group_path). When one ends otherwise
+    /// than by exit code 0, or is killed, the others are killed. At least two, of one framework and one instance, each
+    /// with the promises of [`launch`](Self::launch); the first names the group.
+    ///
+    /// If the group is not begun, either each member is told [`Event::NotStarted`], or each [`Event::LaunchFailed`], one
+    /// with the reason and the others with `GroupNotStarted`.
+    fn launch_group(&mut self, members: Vec<ContainerSpec>);
+
     /// Ends a container: SIGTERM to all its processes now, SIGKILL to the whole tree after the grace. A repeat may
     /// only bring the end nearer. A launch that was not yet delivered fails with `KilledDuringLaunch`. Of an ended or
     /// unknown launch nothing happens.
@@ -79,6 +94,29 @@ pub trait Containerizer: Send {
 
     /// The task's sandbox as the task itself sees it, for its environment.
     fn sandbox_path(&self, launch: LaunchId) -> PathBuf;
+
+    /// Where the members of the group that `first` names find the directory they share.
+    fn group_path(&self, first: LaunchId) -> PathBuf;
+
+    /// Where a custom executor finds the unix stream socket by which it reaches the agent.
+    fn executor_socket(&self, launch: LaunchId, instance: InstanceId) -> PathBuf;
+
+    /// Asks for the listening end of that socket, non-blocking. Its supervisor keeps it too: who connects while there is
+    /// no agent is in its queue.
+    fn listener(&mut self, launch: LaunchId, answer: Answer<OwnedFd>);
+
+    /// Asks for the master's side of the terminal of a container that was given one, to write to and to
+    /// [`resize`](crate::resize), non-blocking. What the container writes to it is in its logs, as standard output: who
+    /// reads here takes that away.
+    fn terminal(&mut self, launch: LaunchId, answer: Answer<OwnedFd>);
+
+    /// Runs a program in a running container: in its namespaces and cgroup, as its user, under its filters. It ends with
+    /// the container, and with this life of the agent. `sink` hears what becomes of it.
+    fn exec(&mut self, launch: LaunchId, spec: ExecSpec, sink: ExecSink) -> ExecId;
+
+    /// Sends a signal to such a program's process group, or to what has its terminal's foreground. Of one that has ended
+    /// nothing happens.
+    fn signal_exec(&mut self, exec: ExecId, signal: i32);
 
     /// A reader of the launch's logs. Its calls read files: not for a thread that must not block. It stays valid
     /// until the logs are collected.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use proffer_types::{FrameworkId, LaunchId};
 
+use crate::Supervision;
+
 /// Names one life of a supervisor, for ever.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub u64);
@@ -99,6 +101,8 @@ pub struct ContainerSpec {
     pub hostname: String,
     /// How much of each log stream is kept.
     pub logs: LogLimits,
+    /// What its supervisor does besides.
+    pub supervision: Supervision,
 }
 
 /// How much of each log stream is kept.
@@ -108,12 +112,15 @@ pub struct LogLimits {
     pub file_bytes: u64,
     /// How many files are kept, the one being written included.
     pub files: u32,
+    /// How many bytes of a stream are kept in any second; what is written beyond is thrown away, so that no task can
+    /// make its neighbours wait for the disk.
+    pub bytes_per_second: u64,
 }
 
 impl Default for LogLimits {
-    /// 2 × 10 MiB per stream.
+    /// 2 × 10 MiB per stream, 32 MiB in a second.
     fn default() -> Self {
-        Self { file_bytes: 10 << 20, files: 2 }
+        Self { file_bytes: 10 << 20, files: 2, bytes_per_second: 32 << 20 }
     }
 }
 

@@ -507,6 +507,7 @@ fn ended(launch: LaunchId, code: Option<i32>, killed: bool) -> Event {
         kill_sent: if killed { KillSent::Term } else { KillSent::None },
         started_unix_ms: 1,
         finished_unix_ms: 2,
+        ..End::default()
     };
     Event::Ended { launch, end }
 }

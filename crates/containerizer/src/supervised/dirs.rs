@@ -89,6 +89,16 @@ impl Dirs {
         self.work.join("logs").join(name(launch))
     }
 
+    /// What the members of a group share.
+    pub(crate) fn group(&self, first: LaunchId) -> PathBuf {
+        self.work.join("groups").join(name(first))
+    }
+
+    /// Where a custom executor that is a plain process finds its socket, as supervisor.proto has it.
+    pub(crate) fn executor_socket(&self, instance: InstanceId, launch: LaunchId) -> PathBuf {
+        self.instance(instance).join("executor").join(launch.0.to_string()).join("socket")
+    }
+
     pub(crate) fn forgotten(&self) -> PathBuf {
         self.work.join("forgotten")
     }

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use proffer_types::{LaunchId, Reason};
-use proffer_wire::supervisor::v1::Forget;
 use proffer_wire::supervisor::v1::to_agent::Message as Told;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
+use proffer_wire::supervisor::v1::{Forget, Kill};
 
 use super::dirs::Record;
 use super::engine::{ESCALATE_AFTER, Engine};
@@ -108,6 +108,43 @@ impl Engine {
     /// A launch of which nothing was begun cannot be.
     pub(super) fn fail(&mut self, id: LaunchId, reason: Reason, message: String) {
         self.end(id, Event::LaunchFailed { launch: id, reason, message, exit_code: None });
+        self.fail_group(id);
+    }
+
+    /// A member of a group will not be started: then none is. What its supervisor holds back by now is told to it.
+    fn fail_group(&mut self, id: LaunchId) {
+        let Some(group) = self.launches.get(&id).and_then(|launch| launch.group) else { return };
+        let others = self.launches.iter().filter(|(other, launch)| {
+            **other != id
+                && launch.group == Some(group)
+                && matches!(launch.phase, Phase::Queued | Phase::Sent)
+                && !launch.group_failed
+        });
+        for other in others.map(|(&other, _)| other).collect::<Vec<_>>() {
+            let Some(launch) = self.launches.get_mut(&other) else { continue };
+            launch.group_failed = true;
+            match launch.phase {
+                Phase::Queued => {
+                    let message = "another of its group could not be started".to_owned();
+                    self.end(
+                        other,
+                        Event::LaunchFailed {
+                            launch: other,
+                            reason: Reason::GroupNotStarted,
+                            message,
+                            exit_code: None,
+                        },
+                    );
+                }
+                _ => {
+                    let instance = launch.instance;
+                    launch.kill_at = Some(Instant::now());
+                    self.arm(Instant::now() + ESCALATE_AFTER, other);
+                    let kill = Kill { launch_id: other.0, grace_ms: 0 };
+                    self.order(instance, Order::Kill(kill));
+                }
+            }
+        }
     }
 
     /// A launch was not begun, and its instance will not begin it.
@@ -146,7 +183,7 @@ impl Engine {
     pub(super) fn on_dead(&mut self, instance: InstanceId) {
         while let Some(supervisor) = self.supervisors.get_mut(&instance) {
             match supervisor.recv() {
-                Ok(Some(told)) => self.on_told(instance, told),
+                Ok(Some((told, descriptors))) => self.on_told(instance, told, descriptors),
                 Ok(None) | Err(_) => break,
             }
         }
@@ -161,6 +198,7 @@ impl Engine {
         let launches: Vec<_> = supervisor.launches.iter().copied().collect();
         let never_up = (!supervisor.seen_up).then(|| supervisor.complaint.clone().unwrap_or_default());
         self.shared.current().retain(|_, current| *current != instance);
+        self.lost_answers(instance);
         for id in launches {
             let Some(launch) = self.launches.get(&id).filter(|launch| launch.is_open()) else { continue };
             match &never_up {

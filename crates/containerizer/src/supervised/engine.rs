@@ -13,13 +13,16 @@ use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use proffer_wire::supervisor::v1::{Kill, Shutdown};
 
 use super::Shared;
+use super::ask::{Asked, Thing};
 use super::confine::Confinement;
 use super::dirs::Dirs;
-use super::launch::{Launch, Phase};
+use super::launch::{Group, Launch, Phase};
 use super::recover::Recovering;
 use super::start::Starting;
 use super::supervisor::{Out, Stage, Supervisor, pin};
-use crate::{ContainerSpec, Event, GcPolicy, InstanceId, Known, Options, gc};
+use crate::{
+    Answer, ContainerSpec, Event, ExecId, ExecSink, ExecSpec, GcPolicy, InstanceId, Known, Options, gc,
+};
 
 /// How long after the end of its grace a container is killed past its supervisor.
 pub(super) const ESCALATE_AFTER: Duration = Duration::from_secs(5);
@@ -27,10 +30,13 @@ pub(super) const ESCALATE_AFTER: Duration = Duration::from_secs(5);
 const TURN_MESSAGES: usize = 256;
 
 /// What the handle asks for.
-#[derive(Debug)]
 pub(super) enum Command {
     Recover(Vec<Known>),
     Launch(Box<ContainerSpec>),
+    LaunchGroup(Vec<ContainerSpec>),
+    Exec(LaunchId, ExecId, ExecSpec, ExecSink),
+    SignalExec(ExecId, i32),
+    Ask(LaunchId, Thing, Answer<OwnedFd>),
     Kill(LaunchId, u64),
     Forget(LaunchId),
     Gc(GcPolicy),
@@ -62,6 +68,7 @@ pub(super) struct Engine {
     timers: BTreeSet<(Instant, LaunchId)>,
     pub(super) recovering: Option<Recovering>,
     collecting: Arc<AtomicBool>,
+    pub(super) asked: Asked,
 }
 
 impl Engine {
@@ -86,6 +93,7 @@ impl Engine {
             timers: BTreeSet::new(),
             recovering: None,
             collecting: Arc::default(),
+            asked: Asked::default(),
         }
     }
 
@@ -197,7 +205,11 @@ impl Engine {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Recover(known)) => self.on_recover(known),
-                Ok(Command::Launch(spec)) => self.on_launch(*spec),
+                Ok(Command::Launch(spec)) => self.on_launch(*spec, None),
+                Ok(Command::LaunchGroup(members)) => self.on_launch_group(members),
+                Ok(Command::Exec(id, exec, spec, sink)) => self.on_exec(id, exec, spec, sink),
+                Ok(Command::SignalExec(exec, signal)) => self.on_exec_signal(exec, signal),
+                Ok(Command::Ask(id, thing, answer)) => self.on_ask(id, thing, answer),
                 Ok(Command::Kill(id, grace_ms)) => self.on_kill(id, grace_ms),
                 Ok(Command::Forget(id)) => self.on_forget(id),
                 Ok(Command::Gc(policy)) => self.on_gc(policy),
@@ -207,13 +219,25 @@ impl Engine {
         }
     }
 
-    fn on_launch(&mut self, spec: ContainerSpec) {
+    /// The members are sent one after the other; their supervisor holds them back until it has all.
+    fn on_launch_group(&mut self, members: Vec<ContainerSpec>) {
+        let (Some(first), Ok(size)) = (members.first(), u32::try_from(members.len())) else { return };
+        if members.iter().any(|member| self.launches.contains_key(&member.launch)) {
+            return;
+        }
+        let group = Group { first: first.launch, size };
+        for member in members {
+            self.on_launch(member, Some(group));
+        }
+    }
+
+    fn on_launch(&mut self, spec: ContainerSpec, group: Option<Group>) {
         let (id, instance, framework) = (spec.launch, spec.instance, spec.framework);
         if self.launches.contains_key(&id) {
             return;
         }
         self.shared.writes(id);
-        self.launches.insert(id, Launch::of_spec(spec));
+        self.launches.insert(id, Launch { group, ..Launch::of_spec(spec) });
         let current = self.shared.current().get(&framework) == Some(&instance);
         match self.supervisors.get_mut(&instance) {
             Some(supervisor) if supervisor.is_dead() => self.judge(id),
@@ -293,12 +317,12 @@ impl Engine {
             // Looked up each time: a message may change everything.
             let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
             match supervisor.recv() {
-                Ok(Some(told)) => self.on_told(instance, told),
+                Ok(Some((told, descriptors))) => self.on_told(instance, told, descriptors),
                 Ok(None) => return,
                 Err(_) => {
                     tracing::info!(%instance, "the connection to a supervisor ended");
                     supervisor.disconnected();
-                    return;
+                    return self.lost_answers(instance);
                 }
             }
         }

@@ -6,7 +6,7 @@ use proffer_types::{LaunchId, Reason};
 use proffer_wire::supervisor::v1::{self as pb, FailureKind};
 
 use crate::cgroup::Counters;
-use crate::{Cause, ContainerSpec, End, Event, InstanceId, KillSent, Known, Oom};
+use crate::{Cause, ContainerSpec, End, Event, InstanceId, KillCause, KillSent, Known, Oom};
 
 /// How far it is.
 #[derive(Debug)]
@@ -52,6 +52,13 @@ pub(super) enum Terminal {
     Killed,
 }
 
+/// What a launch shares with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) first: LaunchId,
+    pub(super) size: u32,
+}
+
 /// One launch.
 #[derive(Debug)]
 pub(super) struct Launch {
@@ -67,6 +74,10 @@ pub(super) struct Launch {
     /// We killed its processes ourselves.
     pub(super) killed_past_supervisor: bool,
     pub(super) forget: bool,
+    /// Its group, as far as this life of the agent launched it.
+    pub(super) group: Option<Group>,
+    /// It is ended because another of its group cannot be started.
+    pub(super) group_failed: bool,
     /// Nobody has it on record.
     pub(super) orphan: bool,
 }
@@ -83,6 +94,8 @@ impl Launch {
             kill_at: None,
             killed_past_supervisor: false,
             forget: false,
+            group: None,
+            group_failed: false,
             orphan: false,
         }
     }
@@ -117,15 +130,11 @@ impl Launch {
     /// What to tell of a terminal, once nothing of the container runs.
     pub(super) fn event(&self, id: LaunchId, terminal: &Terminal, counters: Counters) -> Event {
         let mut end = End {
-            cause: Cause::Exited,
-            exit_code: None,
-            signal: None,
-            oom: None,
             oom_kills: counters.oom_kills,
             memory_peak_bytes: counters.memory_peak_bytes,
-            kill_sent: KillSent::None,
             started_unix_ms: self.started_unix_ms,
             finished_unix_ms: unix_ms(),
+            ..End::default()
         };
         match terminal {
             Terminal::Failed(failed) => return self.failed(id, failed),
@@ -137,6 +146,10 @@ impl Launch {
                     end.exit_code = Some(libc::WEXITSTATUS(status));
                 }
                 end.kill_sent = kill_sent(exited.kill_sent());
+                end.kill_cause = kill_cause(exited.kill_cause(), end.kill_sent);
+                end.kill_message.clone_from(&exited.kill_message);
+                end.stdout_dropped_bytes = exited.stdout_dropped_bytes;
+                end.stderr_dropped_bytes = exited.stderr_dropped_bytes;
                 end.started_unix_ms = exited.started_unix_ms;
                 end.finished_unix_ms = exited.finished_unix_ms;
             }
@@ -148,6 +161,9 @@ impl Launch {
         }
         if self.killed_past_supervisor && self.kill_at.is_some() {
             end.kill_sent = KillSent::Kill;
+            if end.kill_cause == KillCause::None {
+                end.kill_cause = KillCause::Order;
+            }
         }
         // The counter alone does not say that it was the payload: a child that was killed for want of memory raises
         // it too, and the payload may go on. And a SIGKILL of ours is no want of memory.
@@ -163,6 +179,9 @@ impl Launch {
     fn failed(&self, id: LaunchId, failed: &pb::LaunchFailed) -> Event {
         let killed = self.kill_at.is_some() || failed.kill_sent() > pb::KillSent::None;
         let (reason, exit_code) = match failed.kind() {
+            _ if self.group_failed || failed.kill_cause() == pb::KillCause::Group => {
+                (Reason::GroupNotStarted, None)
+            }
             _ if killed => (Reason::KilledDuringLaunch, None),
             FailureKind::Exec if failed.errno == libc::ENOENT => (Reason::ExecFailed, Some(127)),
             FailureKind::Exec => (Reason::ExecFailed, Some(126)),
@@ -182,6 +201,18 @@ fn kill_sent(sent: pb::KillSent) -> KillSent {
         pb::KillSent::None => KillSent::None,
         pb::KillSent::Term => KillSent::Term,
         pb::KillSent::Kill => KillSent::Kill,
+    }
+}
+
+fn kill_cause(cause: pb::KillCause, sent: KillSent) -> KillCause {
+    match cause {
+        // A supervisor of the first release kills for one cause only.
+        pb::KillCause::None if sent > KillSent::None => KillCause::Order,
+        pb::KillCause::None => KillCause::None,
+        pb::KillCause::Order => KillCause::Order,
+        pb::KillCause::Health => KillCause::Health,
+        pb::KillCause::MaxCompletion => KillCause::MaxCompletion,
+        pb::KillCause::Group => KillCause::Group,
     }
 }
 

@@ -3,6 +3,7 @@
 //! A [`Supervised`] is a handle; everything happens on one thread, which waits on the supervisors' sockets and
 //! processes and on the handle's commands, and never on a task.
 
+mod ask;
 mod confine;
 mod dirs;
 mod end;
@@ -28,9 +29,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::cgroup::{Tree, detect};
 use crate::logs::Writing;
 use crate::{
-    ContainerSpec, Containerizer, Error, Event, GcPolicy, InstanceId, Isolation, Known, LogReader, Options,
-    Usage,
+    Answer, ContainerSpec, Containerizer, Error, Event, ExecId, ExecSink, ExecSpec, GcPolicy, InstanceId,
+    Isolation, Known, LogReader, Options, Usage,
 };
+use ask::Thing;
 use confine::Confinement;
 use dirs::Dirs;
 use engine::{Command, Engine};
@@ -39,6 +41,11 @@ pub use remove::remove_all;
 
 /// Where the sandbox is inside a container of `linux`.
 const SANDBOX_INSIDE: &str = proffer_launcher::SANDBOX_PATH;
+
+/// Where the directory of a group is inside a container of `linux`.
+const GROUP_INSIDE: &str = "/mnt/proffer/group";
+/// Where a custom executor's socket is inside a container of `linux`.
+const EXECUTOR_INSIDE: &str = "/mnt/proffer/executor/socket";
 
 /// What handle and thread both touch.
 #[derive(Debug, Default)]
@@ -73,6 +80,7 @@ pub struct Supervised {
     commands: Sender<Command>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
+    execs_made: u64,
 }
 
 /// Opens the containerizer: makes its directories and cgroups and starts its thread. Events go to `sink`, on that
@@ -106,7 +114,16 @@ pub fn open(options: Options, sink: impl FnMut(Event) + Send + 'static) -> Resul
     );
     let thread = std::thread::Builder::new().name("containers".into()).spawn(move || engine.run());
     let thread = thread.map_err(|source| Error::System { operation: "start a thread", source })?;
-    Ok(Supervised { isolation, dirs, confinement, shared, commands, wake, thread: Some(thread) })
+    Ok(Supervised {
+        isolation,
+        dirs,
+        confinement,
+        shared,
+        commands,
+        wake,
+        thread: Some(thread),
+        execs_made: 0,
+    })
 }
 
 /// Why `linux` containers cannot be made here; `None` if they can.
@@ -176,6 +193,10 @@ impl Containerizer for Supervised {
         self.command(Command::Launch(Box::new(spec)));
     }
 
+    fn launch_group(&mut self, members: Vec<ContainerSpec>) {
+        self.command(Command::LaunchGroup(members));
+    }
+
     fn kill(&mut self, launch: LaunchId, grace_ms: u64) {
         self.command(Command::Kill(launch, grace_ms));
     }
@@ -189,6 +210,39 @@ impl Containerizer for Supervised {
             Isolation::Linux => PathBuf::from(SANDBOX_INSIDE),
             Isolation::Process => self.dirs.sandbox(launch),
         }
+    }
+
+    fn group_path(&self, first: LaunchId) -> PathBuf {
+        match self.isolation {
+            Isolation::Linux => PathBuf::from(GROUP_INSIDE),
+            Isolation::Process => self.dirs.group(first),
+        }
+    }
+
+    fn executor_socket(&self, launch: LaunchId, instance: InstanceId) -> PathBuf {
+        match self.isolation {
+            Isolation::Linux => PathBuf::from(EXECUTOR_INSIDE),
+            Isolation::Process => self.dirs.executor_socket(instance, launch),
+        }
+    }
+
+    fn listener(&mut self, launch: LaunchId, answer: Answer<OwnedFd>) {
+        self.command(Command::Ask(launch, Thing::Listener, answer));
+    }
+
+    fn terminal(&mut self, launch: LaunchId, answer: Answer<OwnedFd>) {
+        self.command(Command::Ask(launch, Thing::Terminal, answer));
+    }
+
+    fn exec(&mut self, launch: LaunchId, spec: ExecSpec, sink: ExecSink) -> ExecId {
+        self.execs_made += 1;
+        let exec = ExecId(self.execs_made);
+        self.command(Command::Exec(launch, exec, spec, sink));
+        exec
+    }
+
+    fn signal_exec(&mut self, exec: ExecId, signal: i32) {
+        self.command(Command::SignalExec(exec, signal));
     }
 
     fn logs(&self, launch: LaunchId) -> LogReader {

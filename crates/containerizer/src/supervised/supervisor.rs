@@ -69,6 +69,8 @@ pub(super) struct Supervisor {
     pub(super) blocked: bool,
     /// Told to end, or about to be: nothing new is sent to it.
     pub(super) draining: bool,
+    /// Names the program that it runs; empty of the first release, or before it has said so.
+    pub(super) build: String,
     /// It has been up in this life of the agent, or in an earlier one.
     pub(super) seen_up: bool,
     /// The launches that it is to be asked about.
@@ -93,6 +95,7 @@ impl Supervisor {
             out: VecDeque::new(),
             blocked: false,
             draining: false,
+            build: String::new(),
             seen_up: false,
             launches: BTreeSet::new(),
             idle_since: None,
@@ -190,13 +193,13 @@ impl Supervisor {
         self.blocked = false;
     }
 
-    /// The next message; `None` when there is none for now.
-    pub(super) fn recv(&self) -> Result<Option<Told>, Closed> {
+    /// The next message with its descriptors; `None` when there is none for now.
+    pub(super) fn recv(&self) -> Result<Option<(Told, Vec<OwnedFd>)>, Closed> {
         let Some(connection) = self.connection() else { return Ok(None) };
         loop {
             match seqpacket::recv(connection) {
                 Ok(Some(datagram)) => match ToAgent::decode(datagram.body.as_slice()) {
-                    Ok(ToAgent { message: Some(told) }) => return Ok(Some(told)),
+                    Ok(ToAgent { message: Some(told) }) => return Ok(Some((told, datagram.descriptors))),
                     // A newer supervisor says something that we do not know, and need not.
                     Ok(ToAgent { message: None }) => {}
                     Err(error) => {

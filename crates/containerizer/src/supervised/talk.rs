@@ -18,7 +18,7 @@ use super::engine::{Engine, chain};
 use super::launch::{Launch, Phase, Terminal};
 use super::supervisor::{Out, Stage, Supervisor};
 use super::user;
-use crate::{Cause, ContainerSpec, Event, InstanceId, Isolation};
+use crate::{Cause, CheckKind, ContainerSpec, Event, InstanceId, Isolation, Probe, Supervision};
 
 /// Why a launch cannot be sent.
 struct Unfit {
@@ -91,7 +91,8 @@ impl Engine {
                 }
                 Err(error) => {
                     tracing::info!(%instance, error = chain(&error), "the connection to a supervisor ended");
-                    return supervisor.disconnected();
+                    supervisor.disconnected();
+                    return self.lost_answers(instance);
                 }
             }
         }
@@ -129,6 +130,9 @@ impl Engine {
             Isolation::Linux => pb::Isolation::Linux,
             Isolation::Process => pb::Isolation::Process,
         };
+        let group = self.launches.get(&spec.launch).and_then(|launch| launch.group);
+        let Supervision { max_completion_ms, kill_grace_ms, executor, terminal, .. } = spec.supervision;
+        let size = terminal.unwrap_or_default();
         pb::Launch {
             launch_id: spec.launch.0,
             argv: spec.argv.clone(),
@@ -142,14 +146,23 @@ impl Engine {
             logs: Some(LogSettings {
                 file_bytes: spec.logs.file_bytes,
                 files: spec.logs.files,
-                bytes_per_second: 0,
+                bytes_per_second: spec.logs.bytes_per_second,
             }),
             descriptors: fds.iter().map(|(what, _)| (*what).into()).collect(),
+            mounts: mounts(fds),
+            checks: checks(&spec.supervision),
+            max_completion_ms,
+            kill_grace_ms,
+            group: group.map(|group| pb::Group { first: group.first.0, size: group.size }),
+            executor,
+            tty: terminal.is_some(),
+            rows: size.rows.into(),
+            cols: size.cols.into(),
             ..pb::Launch::default()
         }
     }
 
-    pub(super) fn on_told(&mut self, instance: InstanceId, told: Told) {
+    pub(super) fn on_told(&mut self, instance: InstanceId, told: Told, descriptors: Vec<OwnedFd>) {
         match told {
             Told::Welcome(welcome) => self.on_welcome(instance, &welcome),
             Told::Launches(part) => {
@@ -165,12 +178,12 @@ impl Engine {
             Told::Refused(refused) => self.on_refused(instance, refused),
             // An order crossed an end, or a connection's: there is nothing to order any more.
             Told::Unknown(_) | Told::Draining(_) => {}
-            Told::CheckResult(_)
-            | Told::ExecStarted(_)
+            Told::CheckResult(result) => self.on_check_result(result),
+            Told::ExecStarted(_)
             | Told::ExecFailed(_)
             | Told::ExecExited(_)
             | Told::Terminal(_)
-            | Told::Listener(_) => {}
+            | Told::Listener(_) => self.on_answer(instance, told, descriptors),
         }
     }
 
@@ -178,8 +191,10 @@ impl Engine {
         let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
         if welcome.instance != instance.to_string() {
             tracing::error!(%instance, other = welcome.instance, "another supervisor listens on this one's socket");
-            return supervisor.disconnected();
+            supervisor.disconnected();
+            return self.lost_answers(instance);
         }
+        supervisor.build.clone_from(&welcome.build);
         if supervisor.list().is_err() {
             supervisor.disconnected();
         }
@@ -214,6 +229,7 @@ impl Engine {
                 None => {
                     if info.state() == LaunchState::Running {
                         self.on_launched(id, info.started_unix_ms);
+                        info.checks.into_iter().for_each(|result| self.on_check_result(result));
                     } else {
                         launch.phase = Phase::Sent;
                     }
@@ -288,6 +304,20 @@ impl Engine {
         }
     }
 
+    fn on_check_result(&mut self, result: pb::CheckResult) {
+        let launch = LaunchId(result.launch_id);
+        let kind = match result.kind() {
+            pb::CheckKind::Health => CheckKind::Health,
+            pb::CheckKind::Readiness => CheckKind::Readiness,
+            pb::CheckKind::Unspecified => return,
+        };
+        let runs = |known: &Launch| matches!(known.phase, Phase::Running) && !known.orphan;
+        if self.launches.get(&launch).is_some_and(runs) {
+            let pb::CheckResult { ok, consecutive_failures, message, .. } = result;
+            self.emit(Event::Checked { launch, kind, ok, consecutive_failures, message });
+        }
+    }
+
     /// A launch has ended, by its supervisor's word or its record.
     pub(super) fn on_end(&mut self, instance: InstanceId, told: Told) {
         let (id, terminal) = match told {
@@ -319,6 +349,41 @@ impl Engine {
         } else {
             let reason = if killed { Reason::KilledDuringLaunch } else { Reason::LaunchFailed };
             self.fail(id, reason, refused.reason);
+        }
+    }
+}
+
+/// Where the directories appear that are sent to be mounted: there is but one kind.
+fn mounts(fds: &[(Descriptor, OwnedFd)]) -> Vec<pb::Mount> {
+    let dirs = fds.iter().filter(|(what, _)| *what == Descriptor::MountDir);
+    dirs.map(|_| pb::Mount { target: super::GROUP_INSIDE.to_owned(), read_only: false }).collect()
+}
+
+fn checks(supervision: &Supervision) -> Vec<pb::Check> {
+    let check = |kind: pb::CheckKind, check: &crate::Check| pb::Check {
+        kind: kind.into(),
+        probe: Some(probe(&check.probe)),
+        delay_ms: check.delay_ms,
+        interval_ms: check.interval_ms,
+        timeout_ms: check.timeout_ms,
+        ..pb::Check::default()
+    };
+    let health = supervision.health.as_ref().map(|health| pb::Check {
+        grace_ms: health.grace_ms,
+        failures: health.failures,
+        ..check(pb::CheckKind::Health, &health.check)
+    });
+    let readiness = supervision.readiness.as_ref().map(|look| check(pb::CheckKind::Readiness, look));
+    health.into_iter().chain(readiness).collect()
+}
+
+fn probe(probe: &Probe) -> pb::check::Probe {
+    match probe.clone() {
+        Probe::Command(argv) => pb::check::Probe::Command(pb::check::Command { argv }),
+        Probe::Http { port, path } => pb::check::Probe::Http(pb::check::Http { port: port.into(), path }),
+        Probe::Tcp { port } => pb::check::Probe::Tcp(pb::check::Tcp { port: port.into() }),
+        Probe::Grpc { port, service } => {
+            pb::check::Probe::Grpc(pb::check::Grpc { port: port.into(), service })
         }
     }
 }

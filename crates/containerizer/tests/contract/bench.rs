@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use proffer_containerizer::fake::{Fake, Node};
 use proffer_containerizer::{
-    ContainerSpec, Containerizer, Event, InstanceId, Isolation, Known, LogLimits, Options, Supervised, open,
-    remove_all,
+    ContainerSpec, Containerizer, Event, InstanceId, Isolation, Known, LogLimits, Options, Supervised,
+    Supervision, open, remove_all,
 };
 use proffer_types::{FrameworkId, LaunchId, Reason};
 
@@ -156,6 +156,7 @@ impl Bench {
             pids_max: 50,
             hostname: String::new(),
             logs: LogLimits::default(),
+            supervision: Supervision::default(),
         }
     }
 
