@@ -23,6 +23,7 @@ pub mod heap;
 mod init;
 pub mod proc;
 mod request;
+pub mod seccomp;
 pub mod seqpacket;
 mod spawn;
 mod sys;
