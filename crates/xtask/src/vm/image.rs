@@ -46,8 +46,6 @@ const UNREAD: [&str; 7] = ["doc", "man", "locale", "info", "lintian", "bash-comp
 /// One test program in the machine.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(8 * 60);
 const TOOL_LIMIT: Duration = Duration::from_secs(120);
-/// How many times as long as here anything may take there.
-const SLOWER: &str = "8";
 /// The file is sparse.
 const SIZE: &str = "4G";
 
@@ -209,7 +207,6 @@ impl Root<'_> {
 
     fn init(&self, programs: &[&Built], filter: &[String]) -> Result<()> {
         let mut script = include_str!("init.sh").to_owned();
-        script.push_str(&format!("export PROFFER_TEST_SLOWER={SLOWER}\n"));
         for (index, built) in programs.iter().enumerate() {
             let words = [index.to_string(), PROGRAM_LIMIT.as_secs().to_string()]
                 .into_iter()

@@ -7,6 +7,11 @@ mount -t sysfs -o nosuid,nodev,noexec sys /sys
 grep -q ' /dev devtmpfs ' /proc/self/mounts || mount -t devtmpfs dev /dev
 exec </dev/null >/dev/ttyS0 2>&1
 stty -F /dev/ttyS0 raw -echo
+# As udev does.
+ln -s /proc/self/fd /dev/fd
+for name in stdin:0 stdout:1 stderr:2; do
+    ln -s "/proc/self/fd/${name#*:}" "/dev/${name%:*}"
+done
 mkdir -p /dev/pts /dev/shm /dev/hugepages
 mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o nosuid,nodev shm /dev/shm

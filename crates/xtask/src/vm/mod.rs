@@ -3,8 +3,7 @@
 //! A host is on v1 or on v2, and half of the code for containers is for the other one. So these tests run a second time
 //! in a small virtual machine: Debian's cloud kernel, booted by qemu from an image that is made here from the host's own
 //! shell, tools and libraries. It is emulated in software, since a machine that is virtual itself seldom lends its
-//! processor on; everything there takes several times as long, and the programs are told so by
-//! `PROFFER_TEST_SLOWER`.
+//! processor on; there everything takes several times as long.
 
 mod image;
 mod kernel;
