@@ -11,6 +11,7 @@ pub mod canonical;
 pub mod command;
 pub mod container;
 pub mod event;
+pub mod executor;
 pub mod features;
 pub mod framework;
 pub mod ids;

@@ -73,6 +73,8 @@ pub const STATUS_DATA_BYTES_MAX: usize = 4 << 10;
 pub const EXECUTOR_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Most bytes of a task's data for its executor.
 pub const TASK_DATA_BYTES_MAX: usize = 32 << 10;
+/// Most statuses in one message of an executor.
+pub const EXECUTOR_UPDATES_MAX: usize = 1_024;
 /// How long an executor has to register after its start (milliseconds).
 pub const EXECUTOR_REGISTRATION_MS: u64 = 60_000;
 /// From a task's start to the first try of a check (milliseconds).

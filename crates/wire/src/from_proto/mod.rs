@@ -7,6 +7,7 @@ pub(crate) mod calls;
 pub(crate) mod commands;
 pub(crate) mod container;
 pub(crate) mod events;
+mod executors;
 pub(crate) mod frameworks;
 pub(crate) mod image;
 pub(crate) mod offers;
@@ -31,6 +32,7 @@ pub use agents::{agent_message, data_chunk, data_request, master_message};
 pub use calls::{accept, acknowledge, decline, kill, reconcile, revive, subscribe, suppress, teardown};
 pub use commands::entry;
 pub use events::{accept_response, events};
+pub use executors::{executor_events, executor_message, executor_subscribe, executor_updates};
 pub use image::segment;
 
 pub(crate) fn role(path: &str, at: Path<'_>, problems: &mut Problems) -> Option<Role> {

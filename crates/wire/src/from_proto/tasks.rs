@@ -284,7 +284,7 @@ pub(crate) fn status(status: Option<pb::Status>, at: &Path<'_>, problems: &mut P
     }
 }
 
-fn cut(text: &mut String, bytes_max: usize) {
+pub(crate) fn cut(text: &mut String, bytes_max: usize) {
     if text.len() > bytes_max {
         let end = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);

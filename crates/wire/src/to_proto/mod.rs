@@ -6,6 +6,7 @@ mod calls;
 pub(crate) mod commands;
 pub(crate) mod container;
 mod events;
+mod executors;
 mod frameworks;
 pub(crate) mod image;
 mod offers;
@@ -31,6 +32,7 @@ pub use events::{
     SnapshotTask, accept_response, error, failure, heartbeat, offers, rescind, shape, snapshot, snapshot_end,
     snapshot_task, subscribed, update,
 };
+pub use executors::{executor_event, executor_subscribe, executor_updates};
 pub use frameworks::framework_info;
 pub use image::segment;
 pub use offers::offer_id;
