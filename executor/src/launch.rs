@@ -17,6 +17,7 @@ use crate::logs::Rotation;
 
 const FILE_BYTES_DEFAULT: u64 = 10 * 1024 * 1024;
 const FILES_DEFAULT: u32 = 2;
+const BYTES_PER_SECOND_DEFAULT: u64 = 32 * 1024 * 1024;
 /// The most v1 hierarchies of one launch.
 const CGROUP_PROCS_MAX: usize = 8;
 
@@ -53,6 +54,8 @@ pub(crate) struct Launch {
     pub(crate) started_unix_ms: u64,
     /// What init has said about the end, before it ended itself.
     pub(crate) said: Option<Said>,
+    /// Bytes of stdout and stderr that were thrown away so far.
+    pub(crate) dropped: [u64; 2],
 }
 
 /// What init said last.
@@ -254,10 +257,12 @@ impl Checked {
 }
 
 fn rotation(settings: Option<&LogSettings>) -> Rotation {
-    let (file_bytes, files) = settings.map_or((0, 0), |settings| (settings.file_bytes, settings.files));
+    let LogSettings { file_bytes, files, bytes_per_second } = settings.copied().unwrap_or_default();
+    let or = |value: u64, default| if value == 0 { default } else { value };
     Rotation {
-        file_bytes: if file_bytes == 0 { FILE_BYTES_DEFAULT } else { file_bytes },
+        file_bytes: or(file_bytes, FILE_BYTES_DEFAULT),
         files: if files == 0 { FILES_DEFAULT } else { files },
+        bytes_per_second: or(bytes_per_second, BYTES_PER_SECOND_DEFAULT),
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod config;
 mod connection;
 pub mod daemon;
+mod files;
 mod launch;
 mod logs;
 mod poller;

@@ -13,7 +13,7 @@ use proffer_launcher::seqpacket;
 
 use crate::poller::{Poller, Token};
 use crate::pump;
-use crate::pump_protocol::{Add, Which, decode_done};
+use crate::pump_protocol::{Add, Told, Which};
 
 /// A pump that dies is replaced at once, one that keeps dying after pauses that double up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -24,6 +24,17 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 pub(crate) struct Rotation {
     pub(crate) file_bytes: u64,
     pub(crate) files: u32,
+    pub(crate) bytes_per_second: u64,
+}
+
+/// What the pump said of a launch's stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    pub(crate) launch_id: u64,
+    pub(crate) which: Which,
+    /// Bytes thrown away so far.
+    pub(crate) dropped: u64,
+    pub(crate) ended: bool,
 }
 
 struct Stream {
@@ -99,8 +110,9 @@ impl Logs {
         let (pipe, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let stream = self.next;
         self.next += 1;
-        let Rotation { file_bytes, files } = rotation;
-        let add = Add { stream, which, file_bytes, files, closing: false };
+        let Rotation { file_bytes, files, bytes_per_second } = rotation;
+        let add =
+            Add { stream, which, file_bytes, files, bytes_per_second, offset: 0, dropped: 0, closing: false };
         self.streams.insert(stream, Stream { launch_id, add, pipe, dir: Rc::clone(dir) });
         if let Some(pump) = &mut self.pump {
             pump.untold.push_back(stream);
@@ -136,14 +148,25 @@ impl Logs {
         })
     }
 
-    /// The control socket is ready: the launches of which a stream ended.
-    pub(crate) fn on_control(&mut self, poller: &Poller) -> Vec<u64> {
-        let mut ended = Vec::new();
+    /// The control socket is ready: what became of streams.
+    pub(crate) fn on_control(&mut self, poller: &Poller) -> Vec<Progress> {
+        let mut heard = Vec::new();
         while let Some(pump) = &self.pump {
             match seqpacket::recv(pump.control.as_fd()) {
                 Ok(Some(datagram)) => {
-                    let stream = decode_done(&datagram.body).and_then(|stream| self.streams.remove(&stream));
-                    ended.extend(stream.map(|stream| stream.launch_id));
+                    let Some(told) = Told::decode(&datagram.body) else { continue };
+                    let Some(stream) = self.streams.get_mut(&told.stream) else { continue };
+                    // For the next pump: the files do not show what was lost at last.
+                    (stream.add.offset, stream.add.dropped) = (told.offset, told.dropped);
+                    heard.push(Progress {
+                        launch_id: stream.launch_id,
+                        which: stream.add.which,
+                        dropped: told.dropped,
+                        ended: told.ended,
+                    });
+                    if told.ended {
+                        self.streams.remove(&told.stream);
+                    }
                 }
                 Err(seqpacket::Error::WouldBlock) => break,
                 // Its exit is told by its pidfd.
@@ -154,7 +177,7 @@ impl Logs {
             }
         }
         self.tell(poller);
-        ended
+        heard
     }
 
     /// The pump has ended: plans the next. Returns what to write to the diagnostics.

@@ -3,31 +3,36 @@
 //! Writing to a disk may block for long, and may be killed: the supervisor does neither. The pump keeps no state
 //! but the files' names and lengths, so that the next one goes on where this one ended; data moves by splice and
 //! leaves a pipe only as it enters a file. It ends when its supervisor is gone and every stream at its end.
+//!
+//! A task never waits for the disk of others: what a stream carries beyond its budget, and what cannot be written, is
+//! thrown away, counted, and left out of the files in such a way that offsets stay true. Thrown away unreported is
+//! at most what was dropped in the last second of a pump that was killed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::stat::Mode;
 use proffer_launcher::seqpacket;
 
-use crate::pump_protocol::{Add, encode_done};
+use crate::files::{Files, Kept};
+use crate::pump_protocol::{Add, Told};
 
 /// The word after the program's name that makes it a pump.
 pub const SUBCOMMAND: &str = "log-pump";
 /// The descriptor of the control socket.
 pub(crate) const CONTROL: RawFd = 3;
 
-/// How much one stream may move before the others have their turn, in bytes.
-const TURN_BYTES: u64 = 1024 * 1024;
-/// What is read at once where splice does not work, or is thrown away.
-const BUFFER_BYTES: usize = 64 * 1024;
+/// How much one stream may move before the others have their turn, in bytes: what takes a fraction of a millisecond.
+const TURN_BYTES: u64 = 256 * 1024;
+/// What is read at once where splice does not work.
+pub(crate) const BUFFER_BYTES: usize = 64 * 1024;
+/// What a budget is for, and how often losses are told.
+const WINDOW: Duration = Duration::from_secs(1);
 
 const CONTROL_TOKEN: u64 = 0;
 
@@ -44,15 +49,19 @@ pub fn main() -> ExitCode {
 struct Pump {
     epoll: Epoll,
     control: Option<OwnedFd>,
+    /// Where it is thrown.
+    null: OwnedFd,
     streams: BTreeMap<u64, Stream>,
-    /// Ended streams of which the supervisor has not been told yet.
-    done: VecDeque<u64>,
+    /// What the supervisor has not been told yet.
+    untold: VecDeque<Told>,
 }
 
 fn run(control: OwnedFd) -> io::Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(&control, EpollEvent::new(EpollFlags::EPOLLIN, CONTROL_TOKEN))?;
-    let mut pump = Pump { epoll, control: Some(control), streams: BTreeMap::new(), done: VecDeque::new() };
+    let null = File::options().write(true).open("/dev/null")?.into();
+    let mut pump =
+        Pump { epoll, control: Some(control), null, streams: BTreeMap::new(), untold: VecDeque::new() };
     while pump.control.is_some() || !pump.streams.is_empty() {
         let mut events = [EpollEvent::empty(); 64];
         let count = match pump.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -102,20 +111,24 @@ impl Pump {
 
     fn on_stream(&mut self, number: u64) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
-        if stream.turn() == Progress::Ended {
+        let now = Instant::now();
+        let ended = stream.turn(&self.null, now) == Progress::Ended;
+        if ended || stream.loss_is_due(now) {
+            self.untold.push_back(stream.told(number, ended, now));
+        }
+        if ended {
             let _ = self.epoll.delete(&stream.pipe);
             self.streams.remove(&number);
-            self.done.push_back(number);
         }
     }
 
     fn tell(&mut self) {
         let Some(control) = &self.control else { return };
-        let waited = !self.done.is_empty();
-        while let Some(&stream) = self.done.front() {
-            match seqpacket::send(control.as_fd(), &encode_done(stream), &[]) {
+        let waited = !self.untold.is_empty();
+        while let Some(told) = self.untold.front() {
+            match seqpacket::send(control.as_fd(), &told.encode(), &[]) {
                 Ok(()) => {
-                    self.done.pop_front();
+                    self.untold.pop_front();
                 }
                 Err(seqpacket::Error::WouldBlock) => break,
                 Err(_) => {
@@ -125,7 +138,7 @@ impl Pump {
             }
         }
         if waited {
-            let room = if self.done.is_empty() { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
+            let room = if self.untold.is_empty() { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
             let mut event = EpollEvent::new(EpollFlags::EPOLLIN | room, CONTROL_TOKEN);
             let _ = self.epoll.modify(control, &mut event);
         }
@@ -138,44 +151,102 @@ enum Progress {
     Ended,
 }
 
-/// One stream and the file it is at.
+/// How much of a stream may be kept. A second's worth is kept in one piece and then nothing until the next second: a
+/// budget that refilled byte by byte would cut the files into crumbs.
+struct Budget {
+    per_second: u64,
+    since: Instant,
+    kept: u64,
+}
+
+impl Budget {
+    fn left(&mut self, now: Instant) -> u64 {
+        if now.saturating_duration_since(self.since) >= WINDOW {
+            self.since = now;
+            self.kept = 0;
+        }
+        self.per_second - self.kept
+    }
+
+    fn keep(&mut self, bytes: u64) {
+        self.kept = (self.kept + bytes).min(self.per_second);
+    }
+
+    /// Nothing more in this second.
+    fn exhaust(&mut self) {
+        self.kept = self.per_second;
+    }
+}
+
+/// One stream and its files.
 struct Stream {
     pipe: OwnedFd,
-    files: Result<Files, io::Error>,
+    files: Files,
+    budget: Budget,
+    /// Bytes thrown away since the stream began, by this pump and those before it.
+    dropped: u64,
+    /// How many of them were told, and when.
+    dropped_told: u64,
+    told_at: Option<Instant>,
     /// Whoever still holds the other end has nothing more to say here.
     closing: bool,
 }
 
 impl Stream {
     fn open(add: Add, pipe: OwnedFd, dir: OwnedFd) -> Self {
-        Stream { pipe, files: Files::open(add, dir), closing: add.closing }
-    }
-
-    /// Moves what there is, up to a turn's worth, which is as much as a pipe may hold.
-    fn turn(&mut self) -> Progress {
-        match self.take_turn() {
-            Progress::Waiting if self.closing => Progress::Ended,
-            progress => progress,
+        let budget = Budget { per_second: add.bytes_per_second, since: Instant::now(), kept: 0 };
+        Stream {
+            pipe,
+            files: Files::open(add, dir),
+            budget,
+            dropped: add.dropped,
+            dropped_told: add.dropped,
+            told_at: None,
+            closing: add.closing,
         }
     }
 
-    fn take_turn(&mut self) -> Progress {
+    /// Moves what there is, up to a turn's worth, which is more than a pipe holds.
+    fn turn(&mut self, null: &OwnedFd, now: Instant) -> Progress {
+        let progress = match self.take_turn(null, now) {
+            Progress::Waiting if self.closing => Progress::Ended,
+            progress => progress,
+        };
+        if progress == Progress::Ended {
+            self.files.end();
+        }
+        progress
+    }
+
+    fn take_turn(&mut self, null: &OwnedFd, now: Instant) -> Progress {
         let mut moved = 0;
         while moved < TURN_BYTES {
-            // Asked before a file is begun: at the end of the stream none must be, for the oldest would go.
+            // Asked before a file is begun: at the end of the stream none must be.
             match ready(&self.pipe) {
                 Ready::Data => {}
                 Ready::Nothing => return Progress::Waiting,
                 Ready::End => return Progress::Ended,
             }
-            let written = match &mut self.files {
-                Ok(files) => files.take_from(&self.pipe),
-                Err(_) => Err(io::ErrorKind::NotFound.into()),
-            };
-            let bytes = match written {
-                Ok(bytes) => bytes,
-                // A full disk must not stop the task: what cannot be kept is thrown away.
-                Err(_) => discard(&self.pipe),
+            let room = self.budget.left(now).min(TURN_BYTES - moved);
+            let bytes = match room {
+                0 => match discard(&self.pipe, null) {
+                    Ok(bytes) => self.lose(bytes),
+                    Err(_) => return Progress::Ended,
+                },
+                room => match self.files.keep(&self.pipe, room) {
+                    Kept::Bytes(bytes) => {
+                        self.budget.keep(bytes);
+                        bytes
+                    }
+                    Kept::Lost(bytes) => {
+                        // A full disk must not stop the task, nor be asked again for each piece.
+                        self.budget.exhaust();
+                        self.lose(bytes);
+                        // What stayed in the pipe is thrown away next.
+                        continue;
+                    }
+                    Kept::Ended => return Progress::Ended,
+                },
             };
             if bytes == 0 {
                 break;
@@ -183,6 +254,23 @@ impl Stream {
             moved += bytes;
         }
         Progress::Waiting
+    }
+
+    fn lose(&mut self, bytes: u64) -> u64 {
+        self.dropped += bytes;
+        self.files.skip(bytes);
+        bytes
+    }
+
+    fn loss_is_due(&self, now: Instant) -> bool {
+        let late = self.told_at.is_none_or(|at| now.saturating_duration_since(at) >= WINDOW);
+        self.dropped > self.dropped_told && late
+    }
+
+    fn told(&mut self, stream: u64, ended: bool, now: Instant) -> Told {
+        self.dropped_told = self.dropped;
+        self.told_at = Some(now);
+        Told { stream, ended, offset: self.files.offset(), dropped: self.dropped }
     }
 }
 
@@ -207,123 +295,26 @@ fn ready(pipe: &OwnedFd) -> Ready {
     }
 }
 
-fn discard(pipe: &OwnedFd) -> u64 {
-    let mut buffer = [0; BUFFER_BYTES];
-    nix::unistd::read(pipe, &mut buffer).unwrap_or(0) as u64
-}
-
-/// The chain of files `<stream>.<start_offset>`.
-struct Files {
-    add: Add,
-    dir: OwnedFd,
-    file: File,
-    /// The start offsets of the files there are, ascending; the last one's is that of `file`.
-    starts: VecDeque<u64>,
-    length: u64,
-    splice: bool,
-}
-
-impl Files {
-    /// Goes on with the newest file in the directory, or begins the first.
-    fn open(add: Add, dir: OwnedFd) -> io::Result<Self> {
-        let mut starts = existing(&dir, add.which.name())?;
-        let start = starts.back().copied().unwrap_or(0);
-        let file = open_file(&dir, add, start)?;
-        let length = file.metadata()?.len();
-        if starts.is_empty() {
-            starts.push_back(start);
+/// Throws away what is there, up to a turn's worth. Spliced into /dev/null, pages are let go without a copy.
+fn discard(pipe: &OwnedFd, null: &OwnedFd) -> io::Result<u64> {
+    // SAFETY: both descriptors are owned by the caller; no offsets are passed.
+    let spliced = unsafe {
+        let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+        let none = std::ptr::null_mut();
+        libc::splice(pipe.as_raw_fd(), none, null.as_raw_fd(), none, TURN_BYTES as usize, flags)
+    };
+    if let Ok(bytes) = u64::try_from(spliced) {
+        return Ok(bytes);
+    }
+    match io::Error::last_os_error() {
+        // A terminal.
+        error if error.raw_os_error() == Some(libc::EINVAL) => {
+            let mut buffer = [0; BUFFER_BYTES];
+            Ok(nix::unistd::read(pipe, &mut buffer)? as u64)
         }
-        Ok(Files { add, dir, file, starts, length, splice: true })
+        error if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        error => Err(error),
     }
-
-    /// Moves bytes from a pipe that has some.
-    fn take_from(&mut self, pipe: &OwnedFd) -> io::Result<u64> {
-        if self.length >= self.add.file_bytes {
-            self.rotate()?;
-        }
-        let room = (self.add.file_bytes - self.length).min(TURN_BYTES) as usize;
-        let bytes = if self.splice { self.splice(pipe, room) } else { self.copy(pipe, room) }?;
-        self.length += bytes;
-        Ok(bytes)
-    }
-
-    fn splice(&mut self, pipe: &OwnedFd, room: usize) -> io::Result<u64> {
-        let mut offset = i64::try_from(self.length).map_err(io::Error::other)?;
-        // SAFETY: both descriptors and the offset are owned here.
-        let result = unsafe {
-            let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
-            libc::splice(
-                pipe.as_raw_fd(),
-                std::ptr::null_mut(),
-                self.file.as_raw_fd(),
-                &mut offset,
-                room,
-                flags,
-            )
-        };
-        match u64::try_from(result) {
-            Ok(bytes) => Ok(bytes),
-            Err(_) => match io::Error::last_os_error() {
-                // A file system that does not know how.
-                error if error.raw_os_error() == Some(libc::EINVAL) => {
-                    self.splice = false;
-                    self.copy(pipe, room)
-                }
-                error if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-                error => Err(error),
-            },
-        }
-    }
-
-    fn copy(&mut self, pipe: &OwnedFd, room: usize) -> io::Result<u64> {
-        let mut buffer = [0; BUFFER_BYTES];
-        let room = room.min(BUFFER_BYTES);
-        let bytes = File::from(pipe.try_clone()?).read(&mut buffer[..room])?;
-        self.file.write_all_at(&buffer[..bytes], self.length)?;
-        Ok(bytes as u64)
-    }
-
-    fn rotate(&mut self) -> io::Result<()> {
-        let last = self.starts.back().copied().unwrap_or(0);
-        let start = last + self.length;
-        self.file = open_file(&self.dir, self.add, start)?;
-        self.length = 0;
-        self.starts.push_back(start);
-        while self.starts.len() > self.add.files as usize {
-            if let Some(oldest) = self.starts.pop_front() {
-                let name = file_name(self.add, oldest);
-                let flags = nix::unistd::UnlinkatFlags::NoRemoveDir;
-                let _ = nix::unistd::unlinkat(&self.dir, name.as_str(), flags);
-            }
-        }
-        Ok(())
-    }
-}
-
-fn file_name(add: Add, start: u64) -> String {
-    format!("{}.{start}", add.which.name())
-}
-
-fn open_file(dir: &OwnedFd, add: Add, start: u64) -> io::Result<File> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mode = Mode::from_bits_truncate(0o640);
-    Ok(openat(dir, file_name(add, start).as_str(), flags, mode)?.into())
-}
-
-/// The start offsets of a stream's files.
-fn existing(dir: &OwnedFd, stream: &str) -> io::Result<VecDeque<u64>> {
-    // A description of its own: reading moves the position.
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut entries = nix::dir::Dir::openat(dir, ".", flags, Mode::empty())?;
-    let mut starts = Vec::new();
-    for entry in entries.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy();
-        let start = name.strip_prefix(stream).and_then(|rest| rest.strip_prefix('.'));
-        starts.extend(start.and_then(|start| start.parse::<u64>().ok()));
-    }
-    starts.sort_unstable();
-    Ok(starts.into())
 }
 
 #[cfg(test)]
@@ -342,19 +333,45 @@ mod tests {
         let dir = tempfile::Builder::new().prefix("proffer-pump").tempdir().expect("temp dir");
         let (pipe, write) = nix::unistd::pipe().expect("pipe");
         let mut fixture = Fixture { stream: reopen(&dir, pipe, file_bytes), dir, write: Some(write.into()) };
-        fixture.stream.files.as_mut().expect("opened").splice = splice;
+        fixture.stream.files.use_splice(splice);
         fixture
+    }
+
+    fn add(file_bytes: u64) -> Add {
+        Add {
+            stream: 1,
+            which: Which::Stdout,
+            file_bytes,
+            files: 2,
+            bytes_per_second: 1 << 30,
+            offset: 0,
+            dropped: 0,
+            closing: false,
+        }
+    }
+
+    fn null() -> OwnedFd {
+        File::options().write(true).open("/dev/null").expect("/dev/null").into()
     }
 
     fn reopen(dir: &tempfile::TempDir, pipe: OwnedFd, file_bytes: u64) -> Stream {
         let dir = File::open(dir.path()).expect("directory").into();
-        Stream::open(Add { stream: 1, which: Which::Stdout, file_bytes, files: 2, closing: false }, pipe, dir)
+        Stream::open(add(file_bytes), pipe, dir)
     }
 
     impl Fixture {
         fn write(&mut self, text: &[u8]) {
+            self.write_at(text, Instant::now());
+        }
+
+        fn write_at(&mut self, text: &[u8], now: Instant) {
             self.write.as_mut().expect("open").write_all(text).expect("room in the pipe");
-            assert_eq!(self.stream.turn(), Progress::Waiting);
+            assert_eq!(self.stream.turn(&null(), now), Progress::Waiting);
+        }
+
+        fn end(&mut self) {
+            self.write = None;
+            assert_eq!(self.stream.turn(&null(), Instant::now()), Progress::Ended);
         }
 
         fn files(&self) -> Vec<(String, String)> {
@@ -383,9 +400,8 @@ mod tests {
             fixture.write(b"ghi");
             assert_eq!(fixture.files(), files(&[("stdout.4", "efgh"), ("stdout.8", "i")]));
             fixture.write(b"jkl");
-            fixture.write = None;
             // The end of a stream begins no file, although the last one is full.
-            assert_eq!(fixture.stream.turn(), Progress::Ended);
+            fixture.end();
             assert_eq!(fixture.files(), files(&[("stdout.4", "efgh"), ("stdout.8", "ijkl")]));
         }
     }
@@ -402,13 +418,82 @@ mod tests {
     }
 
     #[test]
+    fn what_is_beyond_the_budget_is_thrown_away_and_counted() {
+        for splice in [true, false] {
+            let mut fixture = fixture(100, splice);
+            let begun = fixture.stream.budget.since;
+            fixture.stream.budget.per_second = 6;
+            fixture.write_at(b"abcdefgh", begun);
+            fixture.write_at(b"ij", begun + WINDOW / 2);
+            assert_eq!(fixture.files(), files(&[("stdout.0", "abcdef")]));
+            assert_eq!((fixture.stream.dropped, fixture.stream.files.offset()), (4, 10));
+            assert!(fixture.stream.loss_is_due(begun));
+            assert_eq!(fixture.stream.told(1, false, begun).dropped, 4);
+            fixture.write_at(b"klm", begun + WINDOW);
+            // The next second goes on at the true offset.
+            assert_eq!(fixture.files(), files(&[("stdout.0", "abcdef"), ("stdout.10", "klm")]));
+            assert!(!fixture.stream.loss_is_due(begun + 2 * WINDOW));
+            fixture.write_at(b"nopqrst", begun + WINDOW);
+            // A loss at the end is told by an empty file.
+            fixture.end();
+            let all = [("stdout.0", "abcdef"), ("stdout.10", "klmnop"), ("stdout.20", "")];
+            assert_eq!((fixture.files(), fixture.stream.dropped), (files(&all), 8));
+        }
+    }
+
+    #[test]
+    fn files_cut_short_are_kept_for_their_bytes() {
+        let mut fixture = fixture(6, true);
+        let begun = fixture.stream.budget.since;
+        fixture.stream.budget.per_second = 3;
+        for second in 0..4 {
+            fixture.write_at(b"abc-", begun + second * WINDOW);
+        }
+        // Two full files hold six bytes beside the newest.
+        assert_eq!(fixture.files(), files(&[("stdout.12", "abc"), ("stdout.4", "abc"), ("stdout.8", "abc")]));
+    }
+
+    #[test]
     fn a_stream_that_cannot_be_written_is_drained_all_the_same() {
-        let mut fixture = fixture(4, true);
-        fixture.stream.files = Err(io::ErrorKind::PermissionDenied.into());
-        fixture.write(b"abcdef");
-        fixture.write = None;
-        assert_eq!(fixture.stream.turn(), Progress::Ended);
-        assert_eq!(fixture.files(), files(&[("stdout.0", "")]));
+        let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+        for splice in [true, false] {
+            let mut fixture = fixture(100, splice);
+            let begun = fixture.stream.budget.since;
+            fixture.write_at(b"ab", begun);
+            fixture.stream.files.write_to(full.try_clone().expect("duplicate"));
+            fixture.write_at(b"cdef", begun);
+            fixture.write_at(b"gh", begun);
+            assert_eq!((fixture.stream.dropped, fixture.stream.files.offset()), (6, 8));
+            // It is tried again, with a file of its own.
+            fixture.write_at(b"ij", begun + WINDOW);
+            fixture.end();
+            assert_eq!(fixture.files(), files(&[("stdout.0", "ab"), ("stdout.8", "ij")]));
+        }
+    }
+
+    #[test]
+    fn losses_of_a_pump_that_died_stay_counted() {
+        let mut fixture = fixture(100, true);
+        fixture.write(b"ab");
+        let pipe = fixture.stream.pipe.try_clone().expect("duplicate");
+        let dir = File::open(fixture.dir.path()).expect("directory").into();
+        fixture.stream = Stream::open(Add { offset: 9, dropped: 7, ..add(100) }, pipe, dir);
+        fixture.write(b"cd");
+        assert_eq!(fixture.files(), files(&[("stdout.0", "ab"), ("stdout.9", "cd")]));
+        fixture.end();
+        assert_eq!(fixture.stream.told(1, true, Instant::now()).dropped, 7);
+    }
+
+    #[test]
+    fn a_terminal_is_read_to_its_end() {
+        let mut fixture = fixture(100, true);
+        let pty = nix::pty::openpty(None, None).expect("a terminal");
+        let dir = File::open(fixture.dir.path()).expect("directory").into();
+        fixture.stream = Stream::open(add(100), pty.master, dir);
+        fixture.write = Some(pty.slave.into());
+        fixture.write(b"hello\n");
+        fixture.end();
+        assert_eq!(fixture.files(), files(&[("stdout.0", "hello\r\n")]));
     }
 
     #[test]

@@ -24,46 +24,72 @@ pub(crate) struct Add {
     pub(crate) which: Which,
     pub(crate) file_bytes: u64,
     pub(crate) files: u32,
+    pub(crate) bytes_per_second: u64,
+    /// How far the stream was, and how much of it was thrown away, when a pump last said so.
+    pub(crate) offset: u64,
+    pub(crate) dropped: u64,
     /// What is in the pipe is the last to be written. Said again of a stream that the pump has.
     pub(crate) closing: bool,
 }
 
-const ADD_BYTES: usize = 8 + 1 + 8 + 4 + 1;
-
 impl Add {
     pub(crate) fn encode(self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(ADD_BYTES);
-        bytes.extend(self.stream.to_le_bytes());
-        bytes.push(u8::from(self.which == Which::Stderr));
-        bytes.extend(self.file_bytes.to_le_bytes());
-        bytes.extend(self.files.to_le_bytes());
-        bytes.push(u8::from(self.closing));
-        bytes
+        let numbers = [
+            self.stream,
+            self.file_bytes,
+            self.files.into(),
+            self.bytes_per_second,
+            self.offset,
+            self.dropped,
+            u64::from(self.which == Which::Stderr),
+            self.closing.into(),
+        ];
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Add> {
-        let (stream, rest) = bytes.split_first_chunk::<8>()?;
-        let (which, rest) = rest.split_first()?;
-        let (file_bytes, rest) = rest.split_first_chunk::<8>()?;
-        let (files, rest) = rest.split_first_chunk::<4>()?;
-        let &[closing] = rest else { return None };
+        let [stream, file_bytes, files, bytes_per_second, offset, dropped, stderr, closing] = numbers(bytes)?;
         Some(Add {
-            stream: u64::from_le_bytes(*stream),
-            which: if *which == 0 { Which::Stdout } else { Which::Stderr },
-            file_bytes: u64::from_le_bytes(*file_bytes),
-            files: u32::from_le_bytes(*files),
+            stream,
+            which: if stderr == 0 { Which::Stdout } else { Which::Stderr },
+            file_bytes,
+            files: files.try_into().ok()?,
+            bytes_per_second,
+            offset,
+            dropped,
             closing: closing != 0,
         })
     }
 }
 
-/// From the pump: the stream is at its end and written.
-pub(crate) fn encode_done(stream: u64) -> [u8; 8] {
-    stream.to_le_bytes()
+/// From the pump: how far a stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) stream: u64,
+    /// It is at its end and written.
+    pub(crate) ended: bool,
+    /// The offset of its next byte.
+    pub(crate) offset: u64,
+    /// Bytes thrown away so far.
+    pub(crate) dropped: u64,
 }
 
-pub(crate) fn decode_done(bytes: &[u8]) -> Option<u64> {
-    bytes.try_into().ok().map(u64::from_le_bytes)
+impl Told {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let numbers = [self.stream, self.ended.into(), self.offset, self.dropped];
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Told> {
+        let [stream, ended, offset, dropped] = numbers(bytes)?;
+        Some(Told { stream, ended: ended != 0, offset, dropped })
+    }
+}
+
+fn numbers<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let words: &[[u8; 8]; N] = words.try_into().ok().filter(|_| rest.is_empty())?;
+    Some(words.map(u64::from_le_bytes))
 }
 
 #[cfg(test)]
@@ -78,12 +104,17 @@ mod tests {
                 which,
                 file_bytes: 10 << 20,
                 files: 2,
+                bytes_per_second: 3,
+                offset: 4,
+                dropped: 5,
                 closing: which == Which::Stderr,
             };
             assert_eq!(Add::decode(&add.encode()), Some(add));
             assert_eq!(Add::decode(&add.encode()[1..]), None);
+            assert_eq!(Add::decode(&add.encode()[8..]), None);
         }
-        assert_eq!(decode_done(&encode_done(7)), Some(7));
-        assert_eq!(decode_done(b""), None);
+        let told = Told { stream: 7, ended: true, offset: 1 << 50, dropped: 2 };
+        assert_eq!(Told::decode(&told.encode()), Some(told));
+        assert_eq!(Told::decode(b""), None);
     }
 }

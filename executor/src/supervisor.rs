@@ -138,8 +138,13 @@ impl Supervisor {
             Token::Status(serial) => self.on_status(serial),
             Token::Exit(serial) => self.on_init_exit(serial),
             Token::PumpControl => {
-                for launch_id in self.logs.on_control(&self.poller) {
-                    self.report_if_due(launch_id, Instant::now());
+                for progress in self.logs.on_control(&self.poller) {
+                    if let Some(launch) = self.launches.get_mut(&progress.launch_id) {
+                        launch.dropped[usize::from(progress.which == Which::Stderr)] = progress.dropped;
+                    }
+                    if progress.ended {
+                        self.report_if_due(progress.launch_id, Instant::now());
+                    }
                 }
             }
             Token::PumpExit => {
@@ -466,6 +471,7 @@ impl Supervisor {
             kill_at: None,
             started_unix_ms: 0,
             said: None,
+            dropped: [0; 2],
         })
     }
 
@@ -490,6 +496,7 @@ impl Supervisor {
             kill_at: None,
             started_unix_ms: 0,
             said: None,
+            dropped: [0; 2],
         };
         self.launches.insert(id, launch);
         self.end(id, end);
@@ -633,6 +640,7 @@ impl Supervisor {
         *logs_until = None;
         if let End::Exited(exited) = end {
             exited.logs_complete = !pending;
+            [exited.stdout_dropped_bytes, exited.stderr_dropped_bytes] = launch.dropped;
         }
         let message = message(end.clone());
         self.tell(message);

@@ -483,6 +483,51 @@ fn a_dead_pump_is_replaced_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_flood_is_cut_counted_and_delays_nobody() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        let mut flood = node.request(1, "echo $$; exec head -c 200m /dev/zero");
+        flood.logs =
+            Some(LogSettings { file_bytes: 1 << 20, bytes_per_second: 1 << 20, ..LogSettings::default() });
+        node.launch(&agent, flood);
+        agent.launched(1);
+        // Whoever writes little beside it loses nothing.
+        for id in 2..12 {
+            node.launch(&agent, node.request(id, "echo beside it"));
+        }
+        let mut ends = std::collections::BTreeMap::new();
+        while ends.len() < 11 {
+            match agent.recv() {
+                Told::Launched(_) => {}
+                Told::Exited(exited) => {
+                    assert!(exited.wait_status == 0 && exited.logs_complete, "{exited:?}");
+                    ends.insert(exited.launch_id, exited);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        for id in 2..12 {
+            assert_eq!(node.log(id, "stdout.0"), "beside it\n");
+            assert_eq!(ends[&id].stdout_dropped_bytes, 0);
+        }
+        let mut files = fs::read_dir(node.logs(1))
+            .expect("directory")
+            .map(|entry| entry.expect("entry"))
+            .filter_map(|entry| {
+                let start = entry.file_name().to_str()?.strip_prefix("stdout.")?.parse::<u64>().ok()?;
+                Some((start, entry.metadata().expect("metadata").len()))
+            })
+            .collect::<Vec<_>>();
+        files.sort_unstable();
+        let &(last, length) = files.last().expect("a file");
+        assert!(last + length > 200 << 20 && last + length < (200 << 20) + 20, "offsets are true: {files:?}");
+        assert!(ends[&1].stdout_dropped_bytes > 100 << 20, "{:?}", ends[&1]);
+        assert!(files.iter().map(|(_, length)| length).sum::<u64>() <= 3 << 20, "{files:?}");
+    }
+}
+
+#[test]
 fn a_stream_that_someone_else_holds_ends_with_its_launch() {
     let node = Node::start(Isolation::Process);
     let agent = node.connect();
