@@ -25,7 +25,9 @@ pub(super) fn cpu_ms(pids: &[u32]) -> BTreeMap<u32, f64> {
 pub(super) fn process(pid: u32) -> Value {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let kib = |key: &str| -> Option<u64> {
-        rollup.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.trim().parse().ok())
+        rollup
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.trim().parse().ok())
     };
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map(|dir| dir.count()).unwrap_or(0);
     json!({
@@ -91,7 +93,8 @@ pub(super) fn charged_beside(pid: u32) -> Vec<u64> {
     let of_memory = text.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);
-        (controllers.split(',').any(|name| name == "memory") || controllers.is_empty() && file == "memory.current")
+        (controllers.split(',').any(|name| name == "memory")
+            || controllers.is_empty() && file == "memory.current")
             .then(|| path.to_owned())
     });
     let Some(own) = of_memory.map(|path| root.join(path.trim_start_matches('/'))) else { return Vec::new() };
@@ -99,7 +102,57 @@ pub(super) fn charged_beside(pid: u32) -> Vec<u64> {
     beside
         .map(|entry| entry.path())
         .filter(|path| path.is_dir() && *path != own)
-        .filter(|path| fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| !text.trim().is_empty()))
+        .filter(|path| {
+            fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| !text.trim().is_empty())
+        })
         .filter_map(|path| fs::read_to_string(path.join(file)).ok()?.trim().parse().ok())
         .collect()
+}
+
+/// How many cgroups there are beside that of `pid`, in each hierarchy that has any.
+pub(super) fn groups_beside(pid: u32) -> std::collections::BTreeMap<String, usize> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let roots = mounts.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        words.get(2)?.starts_with("cgroup").then(|| (PathBuf::from(words[1]), words[3].to_owned()))
+    });
+    let mut found = std::collections::BTreeMap::new();
+    for (root, options) in roots {
+        let own = text.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next()?, parts.next()?);
+            let here = if controllers.is_empty() {
+                !options.split(',').any(|option| option.starts_with("name="))
+                    && root.join("cgroup.controllers").exists()
+            } else {
+                controllers.split(',').all(|name| options.split(',').any(|option| option == name))
+            };
+            here.then(|| root.join(path.trim_start_matches('/')))
+        });
+        let beside =
+            own.as_deref().and_then(Path::parent).filter(|dir| dir.starts_with(&root) && **dir != *root);
+        let entries = beside.and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten();
+        let count = entries.filter(|entry| entry.path().is_dir()).count();
+        if count > 0 {
+            found.insert(root.to_string_lossy().into_owned(), count - 1);
+        }
+    }
+    found
+}
+
+/// How many mounts this process sees.
+pub(super) fn mounts() -> usize {
+    fs::read_to_string("/proc/self/mountinfo").map(|text| text.lines().count()).unwrap_or(0)
+}
+
+/// How many mount, process, ipc and host name namespaces processes are in.
+pub(super) fn namespaces() -> usize {
+    let mut all = std::collections::BTreeSet::new();
+    for pid in pids() {
+        for kind in ["mnt", "pid", "ipc", "uts"] {
+            all.extend(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok());
+        }
+    }
+    all.len()
 }

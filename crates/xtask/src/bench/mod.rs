@@ -21,7 +21,6 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{interrupt, process, workspace};
-use floor::Floor;
 
 /// How long one program of a bench may take.
 const LIMIT: Duration = Duration::from_secs(30 * 60);

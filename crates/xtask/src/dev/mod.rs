@@ -193,11 +193,6 @@ impl Cluster {
         Ok(Self { programs, dev, start, dir, masters: addresses.join(","), mark })
     }
 
-    /// The processes that belong to it.
-    pub(crate) fn pids(&self) -> Vec<u32> {
-        audit::processes(&self.mark, &self.dir, &BTreeSet::new())
-    }
-
     /// Removes its files.
     pub(crate) fn remove(&self) {
         let _ = std::fs::remove_dir_all(&self.dir);
