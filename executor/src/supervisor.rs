@@ -431,22 +431,20 @@ impl Supervisor {
             _ => (launcher::Isolation::Process, self.null_in.as_fd(), self.null_out.as_fd()),
         };
         heap::keep_out_of_children();
+        let stdout = ends.first().map_or(null_out, AsFd::as_fd);
+        let stderr = ends.get(1).map_or(null_out, AsFd::as_fd);
         let container = launcher::spawn(&launcher::Request {
-            argv: &request.argv,
             env: &request.env,
             uid: request.uid,
             gid: request.gid,
             working_directory: &request.working_directory,
             hostname: &request.hostname,
             limits: &checked.limits,
-            isolation,
             sandbox: checked.sandbox(),
             cgroup_dir: checked.cgroup_dir(),
             cgroup_procs: &checked.cgroup_procs(),
-            stdin: null_in,
-            stdout: ends.first().map_or(null_out, AsFd::as_fd),
-            stderr: ends.get(1).map_or(null_out, AsFd::as_fd),
             bounding_set_dropped: self.template.is_some(),
+            ..launcher::Request::new(&request.argv, isolation, [null_in, stdout, stderr])
         })?;
         drop(ends);
         let serial = self.next_serial();

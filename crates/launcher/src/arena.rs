@@ -43,6 +43,15 @@ impl Arena {
         unsafe { self.base.add(start) }
     }
 
+    /// Copies a slice.
+    pub(crate) fn copy<T: Copy>(&mut self, items: &[T]) -> *const T {
+        const { assert!(align_of::<T>() <= 16) };
+        let place = self.take(size_of_val(items)).cast::<T>();
+        // SAFETY: `place` has room for the items and is aligned to 16.
+        unsafe { ptr::copy_nonoverlapping(items.as_ptr(), place, items.len()) };
+        place
+    }
+
     /// Copies `bytes` and a closing NUL.
     pub(crate) fn c_string(&mut self, bytes: &[u8]) -> *const libc::c_char {
         let place = self.take(bytes.len() + 1);

@@ -1,16 +1,22 @@
-//! The container's init between clone and the payload's execve. Nothing here allocates: the heap may not even
-//! be mapped.
+//! A process of a container between clone and the program's execve: its init, or one that joins it. Nothing here
+//! allocates: the heap may not even be mapped.
+//!
+//! In one pass: set up by descriptors, enter the view, mask, drop privileges, no new privileges, filter, close, exec.
+//! Nothing of the task runs before that is done. Rules that answer a known escape name it where they stand.
 
-use std::ffi::{CStr, c_int, c_ulong, c_void};
+use std::ffi::{c_int, c_ulong, c_void};
+use std::os::fd::RawFd;
 use std::ptr;
 
 use crate::error::Step;
 use crate::init;
-use crate::request::{ExecFailure, Plan};
-use crate::sys::{self, Errno, check, check_int};
+use crate::payload;
+use crate::request::Plan;
+use crate::sys::{self, Errno, check_int};
+use crate::view;
 
 /// A failed step and its error number.
-type Failed = (Step, Errno);
+pub(crate) type Failed = (Step, Errno);
 
 /// What init writes to its status socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +32,8 @@ pub(crate) const RECORD_STARTED: u32 = 1;
 pub(crate) const RECORD_SETUP_FAILED: u32 = 2;
 pub(crate) const RECORD_EXEC_FAILED: u32 = 3;
 pub(crate) const RECORD_EXITED: u32 = 4;
+/// Comes with a descriptor.
+pub(crate) const RECORD_TERMINAL: u32 = 5;
 
 /// The last capability number to try; the kernel answers EINVAL beyond its own last.
 const CAP_LAST: c_ulong = 63;
@@ -45,7 +53,7 @@ pub(crate) unsafe fn run(plan: *mut Plan) -> ! {
     // (CLONE_VFORK), and it writes nothing of it but `failure`.
     let payload = unsafe {
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        check_int(libc::clone(payload, (*plan).stack_top.cast(), flags, plan.cast()))
+        check_int(libc::clone(payload::run, (*plan).stack_top.cast(), flags, plan.cast()))
     };
     let payload = match payload {
         Ok(pid) => pid,
@@ -58,8 +66,7 @@ pub(crate) unsafe fn run(plan: *mut Plan) -> ! {
     // SAFETY: read anew, because the payload wrote it behind the compiler's back.
     let failure = unsafe { ptr::read_volatile(&raw const (*plan).failure) };
     if failure.step != 0 {
-        let kind = RECORD_EXEC_FAILED;
-        report(fixed.status, Record { kind, step: failure.step, value: failure.errno });
+        report(fixed.status, failed(failure.step, failure.errno));
         sys::exit(1);
     }
     // A task of user 0 can list /proc/1/fd although it cannot follow it: nothing is left there.
@@ -70,6 +77,50 @@ pub(crate) unsafe fn run(plan: *mut Plan) -> ! {
     init::wait(fixed.linux, fixed.parent_pid, payload, fixed.status)
 }
 
+/// Becomes a program in a running container.
+///
+/// # Safety
+/// As [`run`]; the child was cloned into the container's pid namespace.
+pub(crate) unsafe fn run_joined(plan: *mut Plan) -> ! {
+    // SAFETY: the plan was written before the clone, and this process has one thread.
+    let plan = unsafe { &*plan };
+    if let Err((step, errno)) = set_up(plan).and_then(|()| payload::exec(plan)) {
+        report(plan.status, failed(step as u32, errno));
+    }
+    sys::exit(127)
+}
+
+/// The record of a failed step. What the task's own settings make fail is told from what the node does.
+fn failed(step: u32, errno: Errno) -> Record {
+    let own = step == Step::Chdir as u32 || step == Step::Execve as u32;
+    Record { kind: if own { RECORD_EXEC_FAILED } else { RECORD_SETUP_FAILED }, step, value: errno }
+}
+
+/// Sends a record with a descriptor.
+pub(crate) fn report_with(status: c_int, record: Record, fd: RawFd) -> Result<(), Errno> {
+    // SAFETY: plain arithmetic.
+    const SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
+    let mut space = [0u64; SPACE.div_ceil(8)];
+    let mut slice =
+        libc::iovec { iov_base: ptr::from_ref(&record).cast_mut().cast(), iov_len: size_of::<Record>() };
+    // SAFETY: everything that the message points to is owned here and as long as it says; the control buffer has
+    // room for one header with one descriptor.
+    let sent = unsafe {
+        let mut message = std::mem::zeroed::<libc::msghdr>();
+        message.msg_iov = &mut slice;
+        message.msg_iovlen = 1;
+        message.msg_control = space.as_mut_ptr().cast();
+        message.msg_controllen = SPACE as _;
+        let header = libc::CMSG_FIRSTHDR(&message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
+        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd);
+        libc::sendmsg(status, &message, libc::MSG_NOSIGNAL)
+    };
+    sys::check(sent as _).map(drop)
+}
+
 pub(crate) fn report(status: c_int, record: Record) {
     // SAFETY: the record is plain data. A supervisor that is gone is found by PDEATHSIG, not here.
     unsafe {
@@ -77,14 +128,16 @@ pub(crate) fn report(status: c_int, record: Record) {
     }
 }
 
-fn step<T>(step: Step, result: Result<T, Errno>) -> Result<T, Failed> {
+pub(crate) fn step<T>(step: Step, result: Result<T, Errno>) -> Result<T, Failed> {
     result.map_err(|errno| (step, errno))
 }
 
 fn set_up(plan: &Plan) -> Result<(), Failed> {
-    // First of all: no one may trace this process while it holds the supervisor's descriptors.
+    // First of all: no one may trace this process while it holds the supervisor's descriptors (CVE-2016-9962), and then
+    // it holds no more than it needs (CVE-2024-21626).
     step(Step::Dumpable, sys::prctl(libc::PR_SET_DUMPABLE, 0))?;
-    close_all_but(&plan.keep[..plan.keep_count])?;
+    // SAFETY: the array was copied with this length.
+    close_all_but(unsafe { std::slice::from_raw_parts(plan.keep, plan.keep_count) })?;
     // SAFETY: no arguments.
     step(Step::Setsid, check_int(unsafe { libc::setsid() }))?;
     // An ignored SIGCHLD would be inherited and take the payload's status away.
@@ -95,18 +148,20 @@ fn set_up(plan: &Plan) -> Result<(), Failed> {
     }
     wait_for_gate(plan.status);
     if plan.linux {
-        enter_view(plan)?;
+        if plan.join >= 0 {
+            view::join(plan)?
+        } else {
+            view::enter(plan)?
+        }
         // As root, whose keys are counted apart from the task's user's.
         step(Step::Keyring, sys::new_session_keyring())?;
     }
     drop_privileges(plan)?;
-    for index in 0..plan.limit_count {
-        // SAFETY: within the array that was copied with this length.
-        let (resource, limit) = unsafe { &*plan.limits.add(index) };
-        // SAFETY: `limit` is read only.
-        step(Step::Rlimit, check_int(unsafe { libc::setrlimit64(*resource, limit) }))?;
-    }
     step(Step::NoNewPrivs, sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1))?;
+    if plan.linux && plan.join >= 0 {
+        // The container's init has a parent to die with, and this process dies with init.
+        return Ok(());
+    }
     die_with_parent(plan)
 }
 
@@ -138,88 +193,25 @@ fn wait_for_gate(status: c_int) {
     }
 }
 
-fn enter_view(plan: &Plan) -> Result<(), Failed> {
-    // After the move into the cgroups: the namespace's root is the group of the moment.
-    // SAFETY: integers only.
-    step(Step::UnshareCgroup, check_int(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }))?;
-    if !plan.hostname.is_null() {
-        // SAFETY: a C string of the arena.
-        let result = unsafe { libc::sethostname(plan.hostname, sys::strlen(plan.hostname)) };
-        step(Step::Hostname, check_int(result))?;
-    }
-    // SAFETY: integers only.
-    step(Step::EnterTemplate, check_int(unsafe { libc::setns(plan.template, libc::CLONE_NEWNS) }))?;
-    // SAFETY: integers only. The template stays as it is: what follows is mounted in a copy of it.
-    step(Step::UnshareMount, check_int(unsafe { libc::unshare(libc::CLONE_NEWNS) }))?;
-
-    let quiet = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    let proc = sys::mount(Some(c"proc"), c"/proc", Some(c"proc"), quiet, Some(c"hidepid=invisible"));
-    step(Step::MountProc, proc)?;
-    if plan.uid == 0 {
-        step(Step::MaskProc, mask_proc())?;
-    }
-    let open = libc::MS_NOSUID | libc::MS_NODEV;
-    let tmpfs = |path, flags| sys::mount(Some(c"tmpfs"), path, Some(c"tmpfs"), flags, Some(c"mode=1777"));
-    step(Step::MountTmp, tmpfs(c"/tmp", open))?;
-    step(Step::MountShm, tmpfs(c"/dev/shm", quiet))?;
-    let options = c"newinstance,ptmxmode=0666,mode=0620";
-    let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
-    let pts = sys::mount(Some(c"devpts"), c"/dev/pts", Some(c"devpts"), flags, Some(options));
-    step(Step::MountPts, pts)?;
-    if plan.sandbox >= 0 {
-        step(Step::MountSandbox, sys::move_mount(plan.sandbox, SANDBOX_TARGET))?;
-    }
-    Ok(())
-}
-
-/// `SANDBOX_PATH` as the kernel reads it.
-const SANDBOX_TARGET: &CStr = c"/mnt/proffer/sandbox";
-
-/// User 0 without capabilities still owns these files: a writable core_pattern is a way out to the host.
-fn mask_proc() -> Result<(), Errno> {
-    const READ_ONLY: [&CStr; 5] =
-        [c"/proc/sys", c"/proc/sysrq-trigger", c"/proc/irq", c"/proc/bus", c"/proc/fs"];
-    const HIDDEN_DIRS: [&CStr; 3] = [c"/proc/acpi", c"/proc/asound", c"/proc/scsi"];
-    const HIDDEN_FILES: [&CStr; 6] = [
-        c"/proc/kcore",
-        c"/proc/keys",
-        c"/proc/kmsg",
-        c"/proc/latency_stats",
-        c"/proc/sched_debug",
-        c"/proc/timer_list",
-    ];
-    let present = |result: Result<(), Errno>| match result {
-        Err(libc::ENOENT) => Ok(false),
-        other => other.map(|()| true),
-    };
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    for path in READ_ONLY {
-        if present(sys::mount(Some(path), path, None, libc::MS_BIND, None))? {
-            let again = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | flags;
-            sys::mount(None, path, None, again, None)?;
-        }
-    }
-    // Both sources are the template's own, read-only and made by root: nothing there can be exchanged.
-    for path in HIDDEN_DIRS {
-        present(sys::mount(Some(c"/run"), path, None, libc::MS_BIND, None))?;
-    }
-    for path in HIDDEN_FILES {
-        present(sys::mount(Some(c"/dev/null"), path, None, libc::MS_BIND, None))?;
-    }
-    Ok(())
-}
-
 fn drop_privileges(plan: &Plan) -> Result<(), Failed> {
+    if plan.privileged {
+        // Groups while there is still the capability to set them.
+        step(Step::Setgroups, sys::setgroups_empty())?;
+    }
+    if plan.user_namespace >= 0 {
+        // Only now that everything is mounted: the other namespaces stay the host's, which is stricter, and the template
+        // may be entered, which from inside a user namespace it may not.
+        step(Step::EnterUser, sys::setns(plan.user_namespace, libc::CLONE_NEWUSER))?;
+    }
     if plan.drop_bounding {
         step(Step::BoundingSet, drop_bounding_set())?;
     }
     step(Step::Ambient, sys::ambient_clear())?;
     if plan.privileged {
-        // Groups while there is still the capability to set them.
-        step(Step::Setgroups, sys::setgroups_empty())?;
         step(Step::Setresgid, sys::setresgid(plan.gid))?;
         step(Step::Setresuid, sys::setresuid(plan.uid))?;
     }
+    // The inheritable set too (CVE-2022-29162).
     step(Step::Capset, sys::capset_empty())?;
     // A change of user makes the process as dumpable as the system's default says.
     step(Step::Dumpable, sys::prctl(libc::PR_SET_DUMPABLE, 0)).map(drop)
@@ -239,9 +231,9 @@ pub(crate) fn drop_bounding_set() -> Result<(), Errno> {
 fn die_with_parent(plan: &Plan) -> Result<(), Failed> {
     // After the last change of user, which clears it. A plain process gets a signal it can act on: its
     // descendants would outlive it.
-    let signal = if plan.linux { libc::SIGKILL } else { libc::SIGUSR1 };
+    let signal = if plan.linux || plan.join >= 0 { libc::SIGKILL } else { libc::SIGUSR1 };
     step(Step::Pdeathsig, sys::prctl(libc::PR_SET_PDEATHSIG, signal as c_ulong))?;
-    if !plan.linux {
+    if !plan.linux && plan.join < 0 {
         step(Step::Subreaper, sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1))?;
     }
     // A parent that died before this is seen by the closed socket: in a new pid namespace getppid is 0
@@ -253,70 +245,4 @@ fn die_with_parent(plan: &Plan) -> Result<(), Failed> {
         sys::exit(1);
     }
     Ok(())
-}
-
-/// The payload, on init's memory until its execve.
-extern "C" fn payload(plan: *mut c_void) -> c_int {
-    let plan = plan.cast::<Plan>();
-    // SAFETY: init's plan; init itself is suspended.
-    let Err((step, errno)) = exec(unsafe { &*plan }) else { return 127 };
-    // SAFETY: as above.
-    unsafe {
-        ptr::write_volatile(&raw mut (*plan).failure, ExecFailure { step: step as u32, errno });
-    }
-    sys::exit(127)
-}
-
-fn exec(plan: &Plan) -> Result<(), Failed> {
-    // SAFETY: integers only, here and below.
-    step(Step::Setsid, check_int(unsafe { libc::setsid() }))?;
-    // Ignored signals survive an execve: Rust ignores SIGPIPE, nohup SIGHUP.
-    for signal in 1..=64 {
-        sys::default_action(signal);
-    }
-    if !plan.linux {
-        // Init may be killed alone; with a pid namespace the kernel ends the rest.
-        step(Step::Pdeathsig, sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong))?;
-    }
-    // SAFETY: integers only.
-    unsafe { libc::umask(0o022) };
-    for (target, &fd) in plan.stdio.iter().enumerate() {
-        // SAFETY: every source is 3 or above, so that no target is one.
-        step(Step::Stdio, check_int(unsafe { libc::dup2(fd, target as c_int) }))?;
-    }
-    if !plan.linux && plan.sandbox >= 0 && plan.working_directory.is_null() {
-        // SAFETY: integers only.
-        step(Step::Chdir, check_int(unsafe { libc::fchdir(plan.sandbox) }))?;
-    }
-    // Before the chdir: a working directory of /proc/self/fd/N must find nothing.
-    step(Step::CloseRange, sys::close_range(3, u32::MAX))?;
-    if !plan.working_directory.is_null() {
-        // SAFETY: a C string of the arena.
-        step(Step::Chdir, check_int(unsafe { libc::chdir(plan.working_directory) }))?;
-    }
-    // SAFETY: an empty set.
-    sys::set_signal_mask(&unsafe { std::mem::zeroed() });
-    Err((Step::Execve, exec_first(plan)))
-}
-
-/// Tries the programs in order, as execvp does, and returns why none ran.
-fn exec_first(plan: &Plan) -> Errno {
-    let mut denied = false;
-    let mut index = 0;
-    loop {
-        // SAFETY: the array ends with a null pointer.
-        let program = unsafe { *plan.programs.add(index) };
-        if program.is_null() {
-            return if denied { libc::EACCES } else { libc::ENOENT };
-        }
-        // SAFETY: C strings and null-terminated arrays of the arena.
-        let result = unsafe { libc::execve(program, plan.argv, plan.envp) };
-        match check(result.into()).err() {
-            Some(libc::EACCES) => denied = true,
-            Some(libc::ENOENT | libc::ENOTDIR) => {}
-            Some(errno) => return errno,
-            None => {}
-        }
-        index += 1;
-    }
 }

@@ -1,11 +1,16 @@
 //! A running container, as its supervisor holds it.
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use crate::child::{RECORD_EXEC_FAILED, RECORD_EXITED, RECORD_SETUP_FAILED, RECORD_STARTED, Record};
-use crate::error::{Error, Step};
-use crate::sys::check;
+use nix::errno::Errno;
+
+use crate::child::{
+    RECORD_EXEC_FAILED, RECORD_EXITED, RECORD_SETUP_FAILED, RECORD_STARTED, RECORD_TERMINAL, Record,
+};
+use crate::error::Step;
+use crate::seqpacket;
 
 /// What init said, in the order in which it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +31,10 @@ pub enum Event {
         /// Why; ENOENT is "not found" of the program (or of the working directory, by the step).
         errno: i32,
     },
+    /// The payload has a terminal, whose other side [`Container::take_terminal`] or [`Joined::take_terminal`] gives.
+    ///
+    /// [`Joined::take_terminal`]: crate::Joined::take_terminal
+    Terminal,
     /// The payload ended with this status of wait(2). Init ends, and with it every process of a pid namespace.
     Exited(i32),
     /// Init is ending or gone and has nothing more to say.
@@ -48,12 +57,13 @@ pub struct Container {
     pidfd: OwnedFd,
     status: OwnedFd,
     linux: bool,
-    reaped: std::cell::Cell<bool>,
+    reaped: Cell<bool>,
+    terminal: RefCell<Option<OwnedFd>>,
 }
 
 impl Container {
     pub(crate) fn new(pid: i32, pidfd: OwnedFd, status: OwnedFd, linux: bool) -> Self {
-        Container { pid, pidfd, status, linux, reaped: false.into() }
+        Container { pid, pidfd, status, linux, reaped: Cell::new(false), terminal: RefCell::new(None) }
     }
 
     /// Init's pid as this process sees it.
@@ -73,16 +83,24 @@ impl Container {
 
     /// The next event, if there is one. Never waits.
     pub fn event(&self) -> Option<Event> {
-        let mut record = Record { kind: 0, step: 0, value: 0 };
-        // SAFETY: the record is plain data of this size.
-        let read =
-            unsafe { libc::recv(self.status.as_raw_fd(), (&raw mut record).cast(), size_of::<Record>(), 0) };
-        match check(read as libc::c_long) {
-            Err(libc::EAGAIN | libc::EINTR) => None,
-            Ok(length) if length as usize == size_of::<Record>() => Some(decode(record)),
+        match receive(self.status.as_fd())? {
+            Received::Record(record) => Some(decode(record)),
+            Received::Terminal(fd) => {
+                self.terminal.replace(Some(fd));
+                Some(Event::Terminal)
+            }
             // End of file, or a reset by an init that was killed.
-            _ => Some(Event::Closed),
+            Received::End => Some(Event::Closed),
         }
+    }
+
+    /// The other side of the payload's terminal, once it has been told of.
+    pub fn take_terminal(&self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    pub(crate) fn is_linux(&self) -> bool {
+        self.linux
     }
 
     /// Has init send SIGTERM to every other process of the container.
@@ -106,21 +124,6 @@ impl Container {
             _ => {
                 self.reaped.set(true);
                 Ok(Some(status))
-            }
-        }
-    }
-
-    pub(crate) fn open_gate(&self) -> Result<(), Error> {
-        // SAFETY: one byte is read. An init that is already gone shows by its status.
-        let sent = unsafe {
-            let byte = 1u8;
-            libc::send(self.status.as_raw_fd(), (&raw const byte).cast(), 1, libc::MSG_NOSIGNAL)
-        };
-        match check(sent as libc::c_long) {
-            Ok(_) | Err(libc::EPIPE | libc::ECONNRESET) => Ok(()),
-            Err(errno) => {
-                self.abandon();
-                Err(Error::new(Step::Gate, errno))
             }
         }
     }
@@ -155,7 +158,31 @@ impl Drop for Container {
     }
 }
 
-fn decode(record: Record) -> Event {
+/// What came through a status socket.
+pub(crate) enum Received {
+    Record(Record),
+    Terminal(OwnedFd),
+    End,
+}
+
+/// The next record, if there is one. Never waits.
+pub(crate) fn receive(status: BorrowedFd<'_>) -> Option<Received> {
+    let mut bytes = [0u8; size_of::<Record>()];
+    match seqpacket::recv_with_descriptors(status, &mut bytes) {
+        Err(Errno::EAGAIN | Errno::EINTR) => None,
+        Ok((length, _, mut descriptors)) if length == bytes.len() => {
+            // SAFETY: the record is plain data of this size, for which every value is valid.
+            let record = unsafe { bytes.as_ptr().cast::<Record>().read_unaligned() };
+            match descriptors.pop() {
+                Some(fd) if record.kind == RECORD_TERMINAL => Some(Received::Terminal(fd)),
+                _ => Some(Received::Record(record)),
+            }
+        }
+        _ => Some(Received::End),
+    }
+}
+
+pub(crate) fn decode(record: Record) -> Event {
     let step = Step::from_number(record.step).unwrap_or(Step::Request);
     match record.kind {
         RECORD_STARTED => Event::Started,

@@ -120,6 +120,20 @@ steps! {
     Keyring = 46, "join session keyring";
     /// oom_score_adj.
     OomScore = 47, "write oom_score_adj";
+    /// Making a user namespace.
+    UserNamespace = 48, "make user namespace";
+    /// Entering the user namespace.
+    EnterUser = 49, "enter user namespace";
+    /// Installing a seccomp filter.
+    Seccomp = 50, "install seccomp filter";
+    /// Opening the payload's terminal.
+    Terminal = 51, "open terminal";
+    /// Entering the namespaces of a running container.
+    Join = 52, "enter container";
+    /// Entering what another container shares.
+    Share = 53, "share with container";
+    /// Running the supervisor from a mount that cannot be written to.
+    Reexec = 54, "execute read-only";
 }
 
 impl fmt::Display for Step {

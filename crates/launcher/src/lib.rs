@@ -21,6 +21,8 @@ mod container;
 mod error;
 pub mod heap;
 mod init;
+mod join;
+mod payload;
 pub mod proc;
 mod request;
 pub mod seccomp;
@@ -29,9 +31,16 @@ mod spawn;
 mod sys;
 mod template;
 mod tree;
+mod user_namespace;
+mod view;
 
 pub use container::{Container, Event, Signalled};
 pub use error::{Error, Step};
-pub use request::{Isolation, Limit, Request, SANDBOX_PATH, Sandbox};
+pub use join::{Joined, join};
+pub use request::{
+    Call, EXECUTOR_PATH, GROUP_PATH, Isolation, Limit, MOUNTS_MAX, Mount, Request, SANDBOX_PATH, Sandbox,
+    WindowSize,
+};
 pub use spawn::{drop_bounding_set, spawn};
 pub use template::Template;
+pub use user_namespace::{IdRange, UserNamespace, detached_mount};

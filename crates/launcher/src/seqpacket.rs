@@ -167,7 +167,7 @@ pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
 
 /// recvmsg(2): the datagram's true length, its flags and its descriptors. By hand, because nix keeps back the
 /// descriptors of a message that lost some, which would stay open for good.
-fn recv_with_descriptors(
+pub(crate) fn recv_with_descriptors(
     connection: BorrowedFd<'_>,
     body: &mut [u8],
 ) -> nix::Result<(usize, libc::c_int, Vec<OwnedFd>)> {

@@ -1,15 +1,17 @@
 //! From a request to a running init.
 
+use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::child;
 use crate::container::Container;
 use crate::error::{Error, Step};
-use crate::request::{Descriptors, Isolation, Prepared, Request, Sandbox, prepare};
+use crate::request::{Extra, Isolation, Plan, Prepared, Request, Sandbox, prepare};
 use crate::sys::{self, CloneArgs, Errno};
+use crate::user_namespace::detached_mount;
 
 /// Drops every capability from this process's bounding set, for all containers to come. What the process has
 /// it keeps, but what it executes from now on has none.
@@ -23,35 +25,61 @@ pub fn drop_bounding_set() -> Result<(), Error> {
 /// The calling thread must live as long as the container: the kernel ends init when it does not.
 pub fn spawn(request: &Request<'_>) -> Result<Container, Error> {
     let (own, childs) = status_socket()?;
-    let mount = match (request.isolation, request.sandbox) {
-        (Isolation::Linux(_), Some(Sandbox::Dir(dir))) => Some(sandbox_mount(dir.as_raw_fd())?),
-        _ => None,
-    };
-    let sandbox = match (&mount, request.sandbox) {
-        (Some(mount), _) => mount.as_raw_fd(),
-        (None, Some(Sandbox::Mount(fd) | Sandbox::Dir(fd))) => fd.as_raw_fd(),
-        (None, None) => -1,
-    };
-    let descriptors = Descriptors { status: childs.as_raw_fd(), sandbox };
-    let prepared = prepare(request, &descriptors)?;
-    let (pid, pidfd) = clone(request, &prepared)?;
-    drop(prepared);
-    drop(childs);
     let linux = matches!(request.isolation, Isolation::Linux(_));
-    let container = Container::new(pid, pidfd, own, linux);
-    for procs in request.cgroup_procs {
-        if let Err(error) = nix::unistd::write(procs.as_fd(), pid.to_string().as_bytes()) {
-            container.abandon();
-            return Err(Error::new(Step::CgroupMove, error as i32));
+    // Those made here, which the child has copies of by the time they are dropped.
+    let mut made = Vec::new();
+    let mut place = |source, read_only| match source {
+        Sandbox::Dir(dir) if linux => {
+            made.push(detached_mount(dir, read_only, None)?);
+            Ok(made[made.len() - 1].as_raw_fd())
         }
+        Sandbox::Mount(fd) | Sandbox::Dir(fd) => Ok(fd.as_raw_fd()),
+    };
+    let sandbox = request.sandbox.map(|source| place(source, false)).transpose()?;
+    let mounts = request.mounts.iter().map(|mount| place(mount.source, mount.read_only));
+    let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
+    let extra = Extra { status: childs.as_raw_fd(), sandbox, mounts, ..Extra::default() };
+    let prepared = prepare(request, &extra)?;
+    let mut flags = 0;
+    if linux {
+        // Not the cgroup namespace, whose root would be this process's group, nor the mount namespace, which
+        // is entered by the template's descriptor.
+        flags |= libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
+        flags |= if request.share.is_some() { 0 } else { libc::CLONE_NEWIPC };
     }
-    container.open_gate()?;
+    let (pid, pidfd) = clone(request, flags, child::run, &prepared)?;
+    drop((prepared, childs, made));
+    let container = Container::new(pid, pidfd, own, linux);
+    if let Err(error) = enter_groups(request, pid).and_then(|()| open_gate(container.status_fd())) {
+        container.abandon();
+        return Err(error);
+    }
     Ok(container)
+}
+
+/// Moves the child into its v1 groups.
+pub(crate) fn enter_groups(request: &Request<'_>, pid: i32) -> Result<(), Error> {
+    for procs in request.cgroup_procs {
+        nix::unistd::write(procs.as_fd(), pid.to_string().as_bytes())
+            .map_err(|error| Error::new(Step::CgroupMove, error as i32))?;
+    }
+    Ok(())
+}
+
+/// Lets the child go on. One that is already gone shows by its status.
+pub(crate) fn open_gate(status: BorrowedFd<'_>) -> Result<(), Error> {
+    let byte = 1u8;
+    // SAFETY: one byte is read.
+    let sent = unsafe { libc::send(status.as_raw_fd(), (&raw const byte).cast(), 1, libc::MSG_NOSIGNAL) };
+    match sys::check(sent as libc::c_long) {
+        Ok(_) | Err(libc::EPIPE | libc::ECONNRESET) => Ok(()),
+        Err(errno) => Err(Error::new(Step::Gate, errno)),
+    }
 }
 
 /// Our end is non-blocking and the child's is not. Both are moved to 3 or above: the payload's own stdin,
 /// stdout and stderr go below.
-fn status_socket() -> Result<(OwnedFd, OwnedFd), Error> {
+pub(crate) fn status_socket() -> Result<(OwnedFd, OwnedFd), Error> {
     let failed = |error: nix::Error| Error::new(Step::StatusSocket, error as i32);
     let flags = SockFlag::SOCK_CLOEXEC;
     let (own, childs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(failed)?;
@@ -70,41 +98,33 @@ fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Error> {
     Ok(unsafe { OwnedFd::from_raw_fd(moved) })
 }
 
-/// The directory as a detached mount: the child, in another mount namespace, could not bind it.
-fn sandbox_mount(dir: RawFd) -> Result<OwnedFd, Error> {
-    let fd = sys::open_tree_clone(dir, c"", false).map_err(|errno| Error::new(Step::SandboxTree, errno))?;
-    // SAFETY: just opened and owned by nobody else.
-    let mount = unsafe { OwnedFd::from_raw_fd(fd) };
-    sys::mount_setattr(fd, false, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV)
-        .map_err(|errno| Error::new(Step::SandboxAttr, errno))?;
-    Ok(mount)
-}
+/// What a child does with its plan, for good; safe once, in a process that was just cloned with signals blocked.
+pub(crate) type Entry = unsafe fn(*mut Plan) -> !;
 
-fn clone(request: &Request<'_>, prepared: &Prepared) -> Result<(i32, OwnedFd), Error> {
+/// Clones a process with a pidfd, in the request's v2 group, that runs `child`.
+pub(crate) fn clone(
+    request: &Request<'_>,
+    flags: c_int,
+    child: Entry,
+    prepared: &Prepared,
+) -> Result<(i32, OwnedFd), Error> {
     let mut pidfd: RawFd = -1;
-    let mut flags = libc::CLONE_PIDFD as u64;
-    if matches!(request.isolation, Isolation::Linux(_)) {
-        // Not the cgroup namespace, whose root would be this process's group, nor the mount namespace, which
-        // is entered by the template's descriptor.
-        flags |= (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
-    }
     let mut args = CloneArgs {
+        flags: (flags | libc::CLONE_PIDFD) as u64,
         pidfd: (&raw mut pidfd).addr() as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
     if let Some(cgroup) = request.cgroup_dir {
-        flags |= sys::CLONE_INTO_CGROUP;
+        args.flags |= sys::CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    args.flags = flags;
-
-    // Init must neither run a handler of this process nor miss a SIGTERM sent before it waits for signals.
+    // The child must neither run a handler of this process nor miss a SIGTERM sent before it waits for signals.
     let mask = sys::block_all_signals();
-    // SAFETY: the child only ever runs `child::run`, which touches its plan, its stack and statics.
+    // SAFETY: the child only ever runs `child`, which touches its plan, its stack and statics.
     let result = unsafe {
         match sys::clone3(&args) {
-            Ok(0) => child::run(prepared.plan()),
+            Ok(0) => child(prepared.plan()),
             other => other,
         }
     };

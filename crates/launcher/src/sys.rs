@@ -55,9 +55,20 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// Sets attributes on the mount behind `fd`, and on all below it if `recursive`; makes it private.
-pub(crate) fn mount_setattr(fd: c_int, recursive: bool, set: u64) -> Result<(), Errno> {
-    let attr = MountAttr { attr_set: set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+/// Sets attributes on the mount behind `fd`, and on all below it if `recursive`; makes it private, and maps its
+/// owners by a user namespace if one is given.
+pub(crate) fn mount_setattr(
+    fd: c_int,
+    recursive: bool,
+    set: u64,
+    user_namespace: Option<c_int>,
+) -> Result<(), Errno> {
+    let attr = MountAttr {
+        attr_set: set | if user_namespace.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 },
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: user_namespace.unwrap_or(0) as u64,
+    };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a C string and `attr` is as long as said.
     let result = unsafe {
@@ -119,6 +130,38 @@ pub(crate) fn close_range(first: u32, last: u32) -> Result<(), Errno> {
     }
     // SAFETY: plain integers; the caller owns what it closes.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) }).map(drop)
+}
+
+pub(crate) fn close(fd: c_int) -> Result<(), Errno> {
+    // SAFETY: the caller owns what it closes.
+    check_int(unsafe { libc::close(fd) }).map(drop)
+}
+
+/// setns(2): into a namespace by its own descriptor, or into several of a process by its pidfd.
+pub(crate) fn setns(fd: c_int, kinds: c_int) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check_int(unsafe { libc::setns(fd, kinds) }).map(drop)
+}
+
+/// Whether the working directory lies below the root: what does not, the kernel calls unreachable
+/// (CVE-2024-21626).
+pub(crate) fn inside_root() -> Result<(), Errno> {
+    let mut path = [0u8; libc::PATH_MAX as usize];
+    // SAFETY: the buffer is as long as said.
+    match check(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) }) {
+        Ok(_) if path[0] == b'/' => Ok(()),
+        // Deeper than a path can say; it was reached by a path, from within.
+        Err(libc::ERANGE | libc::ENAMETOOLONG) => Ok(()),
+        Ok(_) => Err(libc::ENOENT),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Installs a seccomp filter, for good.
+pub(crate) fn install_filter(filter: &libc::sock_fprog) -> Result<(), Errno> {
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the filter's instructions are as many as it says.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, mode, 0u32, ptr::from_ref(filter)) }).map(drop)
 }
 
 pub(crate) fn prctl(option: c_int, value: c_ulong) -> Result<c_int, Errno> {

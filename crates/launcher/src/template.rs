@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::error::{Error, Step};
+use crate::request::{EXECUTOR_PATH, GROUP_PATH, SANDBOX_PATH};
 use crate::seqpacket;
 use crate::spawn::errno_of;
 use crate::sys;
@@ -214,7 +215,8 @@ fn enter_read_only_root() -> Result<(), Error> {
     let root = sys::open_tree_clone(libc::AT_FDCWD, c"/", true)
         .map_err(|errno| Error::new(Step::TemplateClone, errno))?;
     let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    sys::mount_setattr(root, true, attributes).map_err(|errno| Error::new(Step::TemplateReadOnly, errno))?;
+    sys::mount_setattr(root, true, attributes, None)
+        .map_err(|errno| Error::new(Step::TemplateReadOnly, errno))?;
     let pivot = || -> Result<(), i32> {
         sys::move_mount(root, c"/tmp")?;
         // SAFETY: C strings; the old root is stacked under the new one and then detached by its descriptor-less
@@ -252,7 +254,7 @@ fn detach_all(place: &str) -> Result<(), Error> {
     }
 }
 
-/// The empty read-only directory at /run that is every cover, and /mnt with the sandbox's place.
+/// The empty read-only directory at /run that is every cover, and /mnt with the places of what is given to a task.
 fn empty_and_mnt() -> Result<(), Error> {
     let at = |place: &'static str| move |errno| Error::at(Step::TemplateMount, place, errno);
     let quiet = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
@@ -260,7 +262,9 @@ fn empty_and_mnt() -> Result<(), Error> {
     sys::mount(tmpfs, c"/run", tmpfs, quiet | libc::MS_RDONLY, Some(c"mode=0755,size=4k"))
         .map_err(at("/run"))?;
     sys::mount(tmpfs, c"/mnt", tmpfs, quiet, Some(c"mode=0755,size=64k")).map_err(at("/mnt"))?;
-    fs::create_dir_all(crate::request::SANDBOX_PATH).map_err(|error| at("sandbox")(errno_of(&error)))?;
+    for place in [SANDBOX_PATH, GROUP_PATH, EXECUTOR_PATH] {
+        fs::create_dir_all(place).map_err(|error| at(place)(errno_of(&error)))?;
+    }
     // By path and after the directories are made.
     sys::mount(None, c"/mnt", None, libc::MS_REMOUNT | libc::MS_RDONLY | quiet, None).map_err(at("/mnt"))
 }

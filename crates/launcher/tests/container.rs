@@ -126,25 +126,21 @@ fn start(argv: &[&str], options: &Options<'_>) -> Result<(Container, fs::File), 
     let null = fs::File::open("/dev/null").expect("/dev/null");
     let (read, write) = nix::unistd::pipe().expect("pipe");
     nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).expect("cloexec");
+    let stdin = match options.isolation {
+        Isolation::Linux(template) => template.null(),
+        Isolation::Process => null.as_fd(),
+    };
     let request = Request {
-        argv: &argv,
         env: &env,
         uid: options.uid,
         gid: options.uid,
         working_directory: options.working_directory,
         hostname: "inside",
         limits: options.limits,
-        isolation: options.isolation,
         sandbox: options.sandbox,
         cgroup_dir: options.cgroup_dir,
         cgroup_procs: options.cgroup_procs,
-        stdin: match options.isolation {
-            Isolation::Linux(template) => template.null(),
-            Isolation::Process => null.as_fd(),
-        },
-        stdout: write.as_fd(),
-        stderr: write.as_fd(),
-        bounding_set_dropped: false,
+        ..Request::new(&argv, options.isolation, [stdin, write.as_fd(), write.as_fd()])
     };
     Ok((spawn(&request)?, read.into()))
 }
