@@ -576,6 +576,8 @@ impl Supervisor {
                 }
                 Some(Event::ExecFailed { step, errno }) => launch.said = Some(Said::ExecFailed(step, errno)),
                 Some(Event::Exited(status)) => launch.said = Some(Said::Exited(status)),
+                // None is asked for yet.
+                Some(Event::Terminal) => drop(container.take_terminal()),
                 Some(Event::Closed) => {
                     // Ready for ever from now on; its pidfd tells the rest.
                     self.poller.remove(container.status_fd());
