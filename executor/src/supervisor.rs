@@ -578,6 +578,7 @@ impl Supervisor {
                 Some(Event::Exited(status)) => launch.said = Some(Said::Exited(status)),
                 // None is asked for yet.
                 Some(Event::Terminal) => drop(container.take_terminal()),
+                Some(Event::Ready) => {}
                 Some(Event::Closed) => {
                     // Ready for ever from now on; its pidfd tells the rest.
                     self.poller.remove(container.status_fd());

@@ -34,6 +34,7 @@ pub(crate) const RECORD_EXEC_FAILED: u32 = 3;
 pub(crate) const RECORD_EXITED: u32 = 4;
 /// Comes with a descriptor.
 pub(crate) const RECORD_TERMINAL: u32 = 5;
+pub(crate) const RECORD_READY: u32 = 6;
 
 /// The last capability number to try; the kernel answers EINVAL beyond its own last.
 const CAP_LAST: c_ulong = 63;
@@ -48,6 +49,10 @@ pub(crate) unsafe fn run(plan: *mut Plan) -> ! {
     if let Err((step, errno)) = set_up(fixed) {
         report(fixed.status, Record { kind: RECORD_SETUP_FAILED, step: step as u32, value: errno });
         sys::exit(1);
+    }
+    if fixed.hold {
+        report(fixed.status, Record { kind: RECORD_READY, step: 0, value: 0 });
+        wait_for_gate(fixed.status);
     }
     // SAFETY: until its execve the payload runs on this stack in this memory while this thread waits
     // (CLONE_VFORK), and it writes nothing of it but `failure`.

@@ -7,10 +7,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use crate::child::{
-    RECORD_EXEC_FAILED, RECORD_EXITED, RECORD_SETUP_FAILED, RECORD_STARTED, RECORD_TERMINAL, Record,
+    RECORD_EXEC_FAILED, RECORD_EXITED, RECORD_READY, RECORD_SETUP_FAILED, RECORD_STARTED, RECORD_TERMINAL,
+    Record,
 };
-use crate::error::Step;
+use crate::error::{Error, Step};
 use crate::seqpacket;
+use crate::spawn::open_gate;
 
 /// What init said, in the order in which it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub enum Event {
     ///
     /// [`Joined::take_terminal`]: crate::Joined::take_terminal
     Terminal,
+    /// A container that is held is complete, and waits for [`Container::release`].
+    Ready,
     /// The payload ended with this status of wait(2). Init ends, and with it every process of a pid namespace.
     Exited(i32),
     /// Init is ending or gone and has nothing more to say.
@@ -59,11 +63,13 @@ pub struct Container {
     linux: bool,
     reaped: Cell<bool>,
     terminal: RefCell<Option<OwnedFd>>,
+    held: Cell<bool>,
 }
 
 impl Container {
-    pub(crate) fn new(pid: i32, pidfd: OwnedFd, status: OwnedFd, linux: bool) -> Self {
-        Container { pid, pidfd, status, linux, reaped: Cell::new(false), terminal: RefCell::new(None) }
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd, status: OwnedFd, linux: bool, held: bool) -> Self {
+        let (reaped, terminal) = (Cell::new(false), RefCell::new(None));
+        Container { pid, pidfd, status, linux, reaped, terminal, held: Cell::new(held) }
     }
 
     /// Init's pid as this process sees it.
@@ -103,6 +109,11 @@ impl Container {
         self.linux
     }
 
+    /// Lets a container that was held execute its program. One that is already gone shows by its events.
+    pub fn release(&self) -> Result<(), Error> {
+        if self.held.replace(false) { open_gate(self.status.as_fd()) } else { Ok(()) }
+    }
+
     /// Has init send SIGTERM to every other process of the container.
     pub fn terminate(&self) -> Signalled {
         self.signal(libc::SIGTERM)
@@ -111,7 +122,8 @@ impl Container {
     /// Ends the container: kills init, with which the pid namespace ends, or has a plain init kill its
     /// descendants and end.
     pub fn kill(&self) -> Signalled {
-        self.signal(if self.linux { libc::SIGKILL } else { libc::SIGUSR1 })
+        // One that is held has no descendants yet, and heeds no other signal.
+        self.signal(if self.linux || self.held.get() { libc::SIGKILL } else { libc::SIGUSR1 })
     }
 
     /// Init's own wait status once it has ended. Never waits, and succeeds once.
@@ -186,6 +198,7 @@ pub(crate) fn decode(record: Record) -> Event {
     let step = Step::from_number(record.step).unwrap_or(Step::Request);
     match record.kind {
         RECORD_STARTED => Event::Started,
+        RECORD_READY => Event::Ready,
         RECORD_SETUP_FAILED => Event::SetupFailed { step, errno: record.value },
         RECORD_EXEC_FAILED => Event::ExecFailed { step, errno: record.value },
         RECORD_EXITED => Event::Exited(record.value),

@@ -133,6 +133,8 @@ pub struct Request<'a> {
     pub stderr: BorrowedFd<'a>,
     /// A new terminal of this size takes the place of all three.
     pub terminal: Option<WindowSize>,
+    /// The container waits, complete, for [`Container::release`] before it executes its program.
+    pub hold: bool,
     /// The caller has called [`drop_bounding_set`](crate::drop_bounding_set) before, so that the child need not.
     pub bounding_set_dropped: bool,
 }
@@ -160,6 +162,7 @@ impl<'a> Request<'a> {
             stdout: stdio[1],
             stderr: stdio[2],
             terminal: None,
+            hold: false,
             bounding_set_dropped: false,
         }
     }
@@ -186,6 +189,8 @@ pub(crate) struct Plan {
     pub(crate) parent_pid: i32,
     /// Whether user and group are to be set: always for root, never else.
     pub(crate) privileged: bool,
+    /// Whether to wait for a second byte before the program.
+    pub(crate) hold: bool,
     pub(crate) drop_bounding: bool,
     /// Whether this process is spared when the host is out of memory, as its containers must not be.
     pub(crate) spared: bool,
@@ -309,6 +314,7 @@ pub(crate) fn prepare(request: &Request<'_>, extra: &Extra<'_>) -> Result<Prepar
         // SAFETY: getpid cannot fail.
         parent_pid: unsafe { libc::getpid() },
         privileged,
+        hold: request.hold,
         // Entering a user namespace gives all of them back.
         drop_bounding: privileged && (!request.bounding_set_dropped || user_namespace >= 0),
         spared: spared(),

@@ -49,7 +49,7 @@ pub fn spawn(request: &Request<'_>) -> Result<Container, Error> {
     }
     let (pid, pidfd) = clone(request, flags, child::run, &prepared)?;
     drop((prepared, childs, made));
-    let container = Container::new(pid, pidfd, own, linux);
+    let container = Container::new(pid, pidfd, own, linux, request.hold);
     if let Err(error) = enter_groups(request, pid).and_then(|()| open_gate(container.status_fd())) {
         container.abandon();
         return Err(error);
