@@ -8,8 +8,10 @@ use super::floor::{Floor, Kind};
 use super::load::Load;
 use super::{Medians, commit, go_on, look, number, peers, tell};
 
-/// How long tasks wait while the memory of a node is looked at.
-const HELD: &str = "sleep 3600";
+/// What tasks run: what the floor's processes run.
+const TRUE: &str = "/bin/true";
+/// What tasks run while the memory of a node is looked at.
+const HELD: &str = "/bin/sleep 3600";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -57,9 +59,13 @@ struct Subject {
 }
 
 impl Subject {
-    fn name(&self, frameworks: u32, cores: &str) -> String {
+    fn name(&self, frameworks: u32, cores: &str, payload: &str) -> String {
         let cores = cores.split(',').count();
-        format!("{} masters={} frameworks={frameworks} cores={cores}", self.containerizer, self.masters)
+        let masters = self.masters;
+        format!(
+            "{} masters={masters} frameworks={frameworks} cores={cores} payload={payload}",
+            self.containerizer
+        )
     }
 
     fn pin(&self, cores: &str) {
@@ -93,7 +99,12 @@ pub(super) fn run(args: &Args) -> Result<bool> {
                 subject.pin(&cores);
                 for at in 0..subject.loads.len() {
                     go_on()?;
-                    rate(args, subject, at, &cores, round, &floors, &mut told)?;
+                    rate(args, subject, at, ("dynamic", TRUE), round, &cores, &floors, &mut told)?;
+                    if subject.containerizer == "linux" {
+                        // What the floor's containers run is linked statically, which spares them a third.
+                        let payload = ("static", floor.idle()?);
+                        rate(args, subject, at, payload, round, &cores, &floors, &mut told)?;
+                    }
                 }
                 subject.pin(&all_cores);
             }
@@ -185,24 +196,26 @@ impl Summary {
 }
 
 /// Many tasks, as many at once as there are slots.
+#[allow(clippy::too_many_arguments, reason = "each is a parameter of the figure")]
 fn rate(
     args: &Args,
     subject: &mut Subject,
     at: usize,
-    cores: &str,
+    (payload, command): (&str, &str),
     round: usize,
+    cores: &str,
     floors: &Floors,
     told: &mut Summary,
 ) -> Result<()> {
     let frameworks = subject.loads[at].frameworks;
-    let name = subject.name(frameworks, cores);
+    let name = subject.name(frameworks, cores, payload);
     if round == 1 {
         // Starts the supervisors; what only happens once is not what is measured.
-        subject.loads[at].order(&format!("rate {} true", 8 * frameworks))?;
+        subject.loads[at].order(&format!("rate {} {command}", 8 * frameworks))?;
         subject.pin(cores);
     }
     let before = parts_cpu(subject, at);
-    let mut figure = subject.loads[at].order(&format!("rate {} true", args.tasks))?;
+    let mut figure = subject.loads[at].order(&format!("rate {} {command}", args.tasks))?;
     let after = parts_cpu(subject, at);
     let rate = number(&figure, "per_second")?;
     told.note(&name, rate, floors);
@@ -217,6 +230,7 @@ fn rate(
     figure["frameworks"] = json!(frameworks);
     figure["cores"] = json!(cores);
     figure["slots"] = json!(args.slots);
+    figure["payload"] = json!(command);
     figure["cpu_us_per_task"] = spent.collect::<serde_json::Map<_, _>>().into();
     figure["of_spawn_floor"] = json!(rate / floors.spawn);
     figure["of_nscg_floor"] = json!(rate / floors.container);
@@ -241,7 +255,7 @@ fn single(args: &Args, subject: &mut Subject, floor: &Floor, round: usize, told:
     let cores = cores(2);
     let fsync = floor.fsync()?;
     let container = floor.launches(Kind::Container, 1, &cores)?;
-    let mut figure = subject.loads[0].order(&format!("single {} true", args.singles))?;
+    let mut figure = subject.loads[0].order(&format!("single {} {TRUE}", args.singles))?;
     let name = format!("{} masters={}", subject.containerizer, subject.masters);
     for key in ["launch_p50_us", "launch_p99_us", "launch_max_us"] {
         told.latency.note(&format!("{name} {key}"), number(&figure, key)?);

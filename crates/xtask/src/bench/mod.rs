@@ -84,6 +84,10 @@ impl Medians {
         self.0.entry(name.to_owned()).or_default().push(value);
     }
 
+    fn median(&self, name: &str) -> Option<f64> {
+        middle(self.0.get(name)?)
+    }
+
     /// Median, least and greatest of each.
     fn json(&self) -> Value {
         let told = |list: &Vec<f64>| {
@@ -97,6 +101,13 @@ impl Medians {
         };
         self.0.iter().map(|(name, list)| (name.clone(), told(list))).collect()
     }
+}
+
+/// The middle one.
+fn middle(list: &[f64]) -> Option<f64> {
+    let mut list = list.to_vec();
+    list.sort_by(f64::total_cmp);
+    list.get(list.len() / 2).copied()
 }
 
 /// A number that a program's JSON must have.
