@@ -119,7 +119,9 @@ fn open_terminal(plan: &Plan) -> Result<(), Errno> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: a C string; `stat` and `unlocked` are owned here; the ioctls take what they are given.
     unsafe {
-        let master = check_int(libc::open(path.as_ptr(), flags | libc::O_NOFOLLOW))?;
+        // 0 to 2 are free so far, and about to be taken.
+        let above = |fd| check_int(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3));
+        let master = above(check_int(libc::open(path.as_ptr(), flags | libc::O_NOFOLLOW))?)?;
         let mut stat = std::mem::zeroed::<libc::statfs>();
         check_int(libc::fstatfs(master, &mut stat))?;
         // By what is open, never by what a name says; its other side is reached by descriptor too
@@ -129,10 +131,11 @@ fn open_terminal(plan: &Plan) -> Result<(), Errno> {
         }
         let unlocked: c_int = 0;
         check_int(libc::ioctl(master, libc::TIOCSPTLCK, &raw const unlocked))?;
-        let slave = check_int(libc::ioctl(master, libc::TIOCGPTPEER, flags))?;
+        let slave = above(check_int(libc::ioctl(master, libc::TIOCGPTPEER, flags))?)?;
         check_int(libc::ioctl(slave, libc::TIOCSWINSZ, plan.terminal))?;
         check_int(libc::ioctl(slave, libc::TIOCSCTTY, 0))?;
         for target in 0..3 {
+            // Closes what was opened as one of these.
             check_int(libc::dup2(slave, target))?;
         }
         report_with(plan.status, Record { kind: RECORD_TERMINAL, step: 0, value: 0 }, master as RawFd)

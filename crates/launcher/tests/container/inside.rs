@@ -1,187 +1,13 @@
-//! Containers seen from inside and out. The Linux ones need root and say so when they cannot run.
-//!
-//! What a task must not be able to do, and where that is looked at:
-//! ```text
-//! another user, groups, capabilities, new privileges   a_task_sees_only_what_it_may
-//! /proc/1, host processes, descriptors above 2         a_task_sees_only_what_it_may
-//! /run, /home, /root, /var/tmp, cgroupfs, writing      a_task_sees_only_what_it_may
-//! connect() to a host socket, in /run and elsewhere    a_host_socket_cannot_be_reached
-//! to undo all that in namespaces of its own            own_namespaces_uncover_nothing
-//! core_pattern, sysrq, mounts, init, as user 0         user_0_meets_masks
-//! the host's /dev/null, as user 0                      no_inherited_descriptor_leads_to_the_host
-//! the host's keys                                      keys_of_the_host_are_out_of_reach
-//! a working directory of /proc/self/fd/N               exit_codes_signals_and_exec_failures_are_told_apart
-//! to be spared by the out-of-memory killer             a_task_is_not_spared_with_its_supervisor
-//! more processes than allowed                          the_payload_starts_in_its_v1_groups
-//! to outlive SIGKILL                                   sigterm_reaches_every_process_and_sigkill_ends_the_tree
-//! ```
+//! What a container is, seen from inside and out.
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::os::fd::AsFd;
+use std::path::Path;
 
-use proffer_launcher::{
-    Container, Error, Event, Isolation, Limit, Request, Sandbox, Signalled, Step, Template, spawn,
-};
+use proffer_launcher::{Event, Isolation, Limit, Sandbox, Signalled, Step, Template};
 
-const NOBODY: u32 = 65534;
-const DEADLINE: Duration = Duration::from_secs(20);
-
-fn root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("SKIPPED: needs root");
-    }
-    root
-}
-
-/// One template for all tests.
-fn template() -> &'static Template {
-    static TEMPLATE: OnceLock<Template> = OnceLock::new();
-    TEMPLATE.get_or_init(|| Template::build(&[PathBuf::from("/usr/share/proffer-absent")]).expect("template"))
-}
-
-/// A socket that everyone may connect to, in a directory that nothing covers by rule.
-struct HostSocket {
-    dir: PathBuf,
-    path: PathBuf,
-    _listener: std::os::unix::net::UnixListener,
-}
-
-impl HostSocket {
-    fn bind(base: &[&str]) -> Self {
-        let base = base.iter().map(Path::new).find(|dir| dir.is_dir()).expect("one of the directories");
-        let dir = base.join(format!("proffer-{}", std::process::id()));
-        fs::create_dir(&dir).expect("socket directory");
-        let path = dir.join("socket");
-        let listener = std::os::unix::net::UnixListener::bind(&path).expect("socket");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("open to all");
-        HostSocket { dir, path, _listener: listener }
-    }
-}
-
-impl Drop for HostSocket {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-struct Sandboxed {
-    dir: PathBuf,
-    fd: OwnedFd,
-}
-
-impl Sandboxed {
-    fn new(name: &str, owner: u32) -> Self {
-        let dir = std::env::temp_dir().join(format!("proffer-launcher-{}-{name}", std::process::id()));
-        fs::create_dir(&dir).expect("sandbox");
-        std::os::unix::fs::chown(&dir, Some(owner), Some(owner)).expect("chown");
-        let fd = fs::File::open(&dir).expect("sandbox").into();
-        Sandboxed { dir, fd }
-    }
-}
-
-impl Drop for Sandboxed {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-struct Ran {
-    output: String,
-    events: Vec<Event>,
-}
-
-struct Options<'a> {
-    cgroup_dir: Option<BorrowedFd<'a>>,
-    cgroup_procs: &'a [BorrowedFd<'a>],
-    uid: u32,
-    sandbox: Option<Sandbox<'a>>,
-    isolation: Isolation<'a>,
-    working_directory: &'a str,
-    limits: &'a [Limit],
-}
-
-impl Default for Options<'_> {
-    fn default() -> Self {
-        Options {
-            cgroup_dir: None,
-            cgroup_procs: &[],
-            uid: NOBODY,
-            sandbox: None,
-            isolation: Isolation::Process,
-            working_directory: "",
-            limits: &[],
-        }
-    }
-}
-
-fn start(argv: &[&str], options: &Options<'_>) -> Result<(Container, fs::File), Error> {
-    let argv = argv.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let env = ["PATH=/usr/local/bin:/usr/bin:/bin".to_owned(), "ONLY=this".to_owned()];
-    let null = fs::File::open("/dev/null").expect("/dev/null");
-    let (read, write) = nix::unistd::pipe().expect("pipe");
-    nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).expect("cloexec");
-    let stdin = match options.isolation {
-        Isolation::Linux(template) => template.null(),
-        Isolation::Process => null.as_fd(),
-    };
-    let request = Request {
-        env: &env,
-        uid: options.uid,
-        gid: options.uid,
-        working_directory: options.working_directory,
-        hostname: "inside",
-        limits: options.limits,
-        sandbox: options.sandbox,
-        cgroup_dir: options.cgroup_dir,
-        cgroup_procs: options.cgroup_procs,
-        ..Request::new(&argv, options.isolation, [stdin, write.as_fd(), write.as_fd()])
-    };
-    Ok((spawn(&request)?, read.into()))
-}
-
-fn wait_readable(fd: std::os::fd::BorrowedFd<'_>, deadline: Instant) {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let mut poll = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
-    let timeout = nix::poll::PollTimeout::try_from(left).expect("a short time");
-    assert_ne!(nix::poll::poll(&mut poll, timeout), Ok(0), "nothing happened before the deadline");
-}
-
-/// The events up to the end, and init reaped.
-fn events(container: &Container) -> Vec<Event> {
-    let deadline = Instant::now() + DEADLINE;
-    let mut events = Vec::new();
-    loop {
-        match container.event() {
-            Some(Event::Closed) => break,
-            Some(event) => events.push(event),
-            None => wait_readable(container.status_fd(), deadline),
-        }
-    }
-    wait_readable(container.pidfd(), deadline);
-    assert!(container.reap().expect("our child").is_some());
-    events
-}
-
-fn run(argv: &[&str], options: &Options<'_>) -> Ran {
-    let (container, mut read) = start(argv, options).expect("spawn");
-    let mut output = String::new();
-    read.read_to_string(&mut output).expect("output");
-    Ran { output, events: events(&container) }
-}
-
-fn linux() -> Options<'static> {
-    Options { isolation: Isolation::Linux(template()), ..Options::default() }
-}
-
-fn exited(code: i32) -> Vec<Event> {
-    vec![Event::Started, Event::Exited(code << 8)]
-}
+use crate::harness::*;
 
 #[test]
 fn a_task_sees_only_what_it_may() {
@@ -368,7 +194,9 @@ fn own_namespaces_uncover_nothing() {
         for place in /run /home /root /sys/fs/cgroup /dev; do umount -l $place && echo UNCOVERED $place; done
         for place in / /sys /dev; do mount -o remount,bind,rw $place && echo WRITABLE $place; done
         mount --bind / /tmp/x && echo REVEALED; mount -t sysfs none /tmp/x && echo SYS; :' 2>/dev/null";
-    let ran = run(&["sh", "-c", script], &linux());
+    // With the default filter there are none to be had.
+    assert_eq!(run(&["sh", "-c", script], &linux()).output, "");
+    let ran = run(&["sh", "-c", script], &Options { seccomp: &no_filter(), ..linux() });
     if !ran.output.starts_with("IN\nMOUNTS\n") {
         eprintln!("SKIPPED: needs unshare and user namespaces for everyone");
         return;
@@ -506,26 +334,6 @@ fn no_descriptor_is_left_open() {
     }
     // Other tests run beside this one and hold a few.
     assert!(of_ours() < 15, "pidfds pile up");
-}
-
-/// A cgroup directory of this test, removed on drop.
-struct Group(PathBuf);
-
-impl Group {
-    fn new(parent: &str) -> Option<Self> {
-        let dir = Path::new(parent).join(format!("proffer-launcher-{}", std::process::id()));
-        fs::create_dir(&dir).ok().map(|()| Group(dir))
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // A group stays busy for a moment after its last process.
-        let deadline = Instant::now() + DEADLINE;
-        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
-            std::thread::yield_now();
-        }
-    }
 }
 
 #[test]
