@@ -12,7 +12,7 @@ use tokio::process::Command;
 use super::{LIMIT, beside_others, best, ran_on};
 
 /// How many tasks.
-const TASKS: usize = 1_000;
+pub(super) const TASKS: usize = 1_000;
 /// When a third has ended, something is killed.
 const MIDDLE: usize = 300;
 /// On two busy cores.
@@ -41,13 +41,24 @@ async fn expected() -> BTreeSet<String> {
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
-/// Runs the array, calls `middle` when a third of it has started, and checks what came out.
+/// Runs the array by `proffer run`, with `middle` in its middle.
 async fn thousand(cluster: &mut Cluster, middle: impl AsyncFnOnce(&mut Cluster)) {
-    let script = SHARE.replace("TREE", tree());
     let range = format!("1-{TASKS}");
-    let args = ["run", "--array", &range, "--cpus", "0.1", "--mem", "32MiB", "--", "sh", "-c", &script];
-    let mut run = cluster.proffer(&cluster.addresses(), &args);
-    let mut run = run.stderr(Stdio::piped()).spawn().expect("proffer starts");
+    let args = ["run", "--array", &range, "--cpus", "0.1", "--mem", "32MiB", "--", "sh", "-c", &share()];
+    let run = cluster.proffer(&cluster.addresses(), &args);
+    checked(cluster, run, middle).await;
+}
+
+/// The script of each task.
+pub(super) fn share() -> String {
+    SHARE.replace("TREE", tree())
+}
+
+/// Lets `run` run [`TASKS`] of [`share`] as an array and print what they print, calls `middle` when a third of it has
+/// started, and checks what came out.
+pub(super) async fn checked(cluster: &mut Cluster, mut run: Command, middle: impl AsyncFnOnce(&mut Cluster)) {
+    run.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut run = run.spawn().expect("the framework starts");
     let mut errors = run.stderr.take().expect("a pipe");
     let mut lines = BufReader::new(run.stdout.take().expect("a pipe")).lines();
     let mut starts = Vec::new();
@@ -83,7 +94,7 @@ async fn thousand(cluster: &mut Cluster, middle: impl AsyncFnOnce(&mut Cluster))
 }
 
 /// More tasks at once than there are cores, as on a real node.
-fn options(masters: usize) -> Options {
+pub(super) fn options(masters: usize) -> Options {
     Options { masters, agents: 2, containerizer: best(), resources: "cpus:3;mem:4GiB", ..Options::default() }
 }
 

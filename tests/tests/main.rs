@@ -13,6 +13,7 @@ mod faults;
 mod first;
 mod nodes;
 mod offers;
+mod python;
 mod start;
 
 use std::time::Duration;
