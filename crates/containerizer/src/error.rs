@@ -39,6 +39,14 @@ pub enum Error {
         #[source]
         source: cgroups_rs::fs::error::Error,
     },
+    /// What a task asks of its container cannot be had on this node.
+    #[error("{field}: {why}")]
+    Refused {
+        /// The field of the task's specification.
+        field: String,
+        /// Why not.
+        why: String,
+    },
     /// A controller that limits need is neither in the v2 tree nor mounted as a v1 hierarchy.
     #[error(
         "cgroup controllers missing: {missing} (neither v1 nor v2 under {root} has all of cpu, memory, pids)"

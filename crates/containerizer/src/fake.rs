@@ -554,6 +554,10 @@ impl Containerizer for Fake {
         PathBuf::from("/fake").join(crate::cgroup::name(launch))
     }
 
+    fn sandbox_dir(&self, _launch: LaunchId) -> Option<PathBuf> {
+        None
+    }
+
     fn group_path(&self, first: LaunchId) -> PathBuf {
         PathBuf::from("/fake/group").join(crate::cgroup::name(first))
     }

@@ -22,6 +22,7 @@ mod event;
 pub mod fake;
 mod gc;
 mod logs;
+mod seccomp;
 mod spec;
 mod supervised;
 mod supervision;
@@ -34,7 +35,8 @@ use proffer_types::{FrameworkId, LaunchId};
 pub use error::{Error, LogError};
 pub use event::{Cause, End, Event, KillCause, KillSent, Oom};
 pub use logs::{Chunk, LogReader, Stream};
-pub use spec::{ContainerSpec, GcPolicy, InstanceId, Isolation, Known, LogLimits, Options, Usage};
+pub use seccomp::{ProfilesError, SeccompProfiles};
+pub use spec::{ContainerSpec, GcPolicy, InstanceId, Isolation, Known, LogLimits, Options, Usage, Users};
 pub use supervised::{Supervised, linux_unavailable, open, remove_all};
 pub use supervision::{
     Answer, Check, CheckKind, ExecEvent, ExecId, ExecSink, ExecSpec, HealthCheck, NotThere, Probe, Stdio,
@@ -94,6 +96,10 @@ pub trait Containerizer: Send {
 
     /// The task's sandbox as the task itself sees it, for its environment.
     fn sandbox_path(&self, launch: LaunchId) -> PathBuf;
+
+    /// Where the sandbox lies on the host, for whoever looks into it; its owner is the task's user. Nothing if there are
+    /// no files. It may not be there yet, or any more, and a running task may change anything in it at any moment.
+    fn sandbox_dir(&self, launch: LaunchId) -> Option<PathBuf>;
 
     /// Where the members of the group that `first` names find the directory they share.
     fn group_path(&self, first: LaunchId) -> PathBuf;

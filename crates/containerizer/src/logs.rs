@@ -79,6 +79,14 @@ impl LogReader {
         Self { launch, source: Source::Memory { stdout, stderr, ended } }
     }
 
+    /// The directory of the files, if the logs lie in files: what is written changes it or what is in it.
+    pub fn dir(&self) -> Option<&std::path::Path> {
+        match &self.source {
+            Source::Files { dir, .. } => Some(dir),
+            Source::Memory { .. } => None,
+        }
+    }
+
     /// At most `max` bytes from `offset` on. Offsets beyond the end give nothing.
     pub fn read(&self, stream: Stream, offset: u64, max: usize) -> Result<Chunk, LogError> {
         match &self.source {

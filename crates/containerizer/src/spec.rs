@@ -5,9 +5,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use proffer_types::container::{Burst, Container};
 use proffer_types::{FrameworkId, LaunchId};
 
-use crate::Supervision;
+use crate::{SeccompProfiles, Supervision};
 
 /// Names one life of a supervisor, for ever.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +75,44 @@ pub struct Options {
     pub task_users: BTreeSet<String>,
     /// A supervisor without launches is told to end after this.
     pub supervisor_idle: Duration,
+    /// The user ids of containers.
+    pub users: Users,
+    /// The profiles of system calls that tasks may name.
+    pub seccomp: SeccompProfiles,
+}
+
+/// Ranges of user ids for containers: the first is `base` to `base + 65535`, each other follows the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Users {
+    /// Whether a container that does not say has a range of its own.
+    pub private: bool,
+    /// The first id of the first range. None of the ranges may hold ids of anyone else.
+    pub base: u32,
+    /// How many ranges there are; 0 if containers cannot have one.
+    pub ranges: u32,
+}
+
+impl Users {
+    /// Ids in a range.
+    pub const RANGE: u32 = 1 << 16;
+
+    /// Whether all ranges are ids that the kernel has; its last one stands for none.
+    pub fn fits(&self) -> bool {
+        self.base >= Self::RANGE
+            && u64::from(self.base) + u64::from(self.ranges) * u64::from(Self::RANGE) < u64::from(u32::MAX)
+    }
+
+    /// The first id of a range.
+    pub(crate) fn first(&self, range: u32) -> u32 {
+        self.base + range * Self::RANGE
+    }
+}
+
+impl Default for Users {
+    /// 4,096 ranges from 1,048,576, for those that ask.
+    fn default() -> Self {
+        Self { private: false, base: 1 << 20, ranges: 4096 }
+    }
 }
 
 /// What to run. Complete: nothing is inherited and nothing added.
@@ -91,18 +130,42 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// The user to run as; empty for `nobody` (with `process` and without root: the agent's own).
     pub user: String,
-    /// Cpu share and cpu limit (milli).
+    /// Cpu share and, but for `burst`, cpu limit (milli).
     pub cpus_milli: u64,
-    /// Memory limit (bytes); 0 for none.
+    /// Memory that it is promised and, but for `burst`, its limit (bytes); 0 for no limit.
     pub memory_bytes: u64,
+    /// What it may use above both.
+    pub burst: Burst,
     /// Most processes and threads.
     pub pids_max: u64,
-    /// The host name inside (`linux` only); empty keeps the host's.
-    pub hostname: String,
+    /// How it differs from the default one. What this machine cannot do of it, or not with the isolation in force, is
+    /// answered with `ContainerRefused`. Its `terminal` is not looked at: see `supervision`.
+    pub container: Container,
     /// How much of each log stream is kept.
     pub logs: LogLimits,
     /// What its supervisor does besides.
     pub supervision: Supervision,
+}
+
+impl ContainerSpec {
+    /// The most memory it may use (bytes); `None` for no limit.
+    pub fn memory_limit(&self) -> Option<u64> {
+        most(self.memory_bytes, self.burst.memory_bytes).filter(|_| self.memory_bytes > 0)
+    }
+
+    /// The most processor time it may use (milli-cpus); `None` for no limit.
+    pub fn cpu_limit(&self) -> Option<u64> {
+        most(self.cpus_milli, self.burst.cpus_milli)
+    }
+}
+
+/// What is promised, or what a burst goes to, which is never less.
+fn most(promised: u64, burst: Option<u64>) -> Option<u64> {
+    match burst {
+        None => Some(promised),
+        Some(0) => None,
+        Some(burst) => Some(burst.max(promised)),
+    }
 }
 
 /// How much of each log stream is kept.
@@ -133,7 +196,7 @@ pub struct Known {
     pub framework: FrameworkId,
     /// As written down before it was launched.
     pub instance: InstanceId,
-    /// Its memory limit (bytes), to report with an end for want of memory.
+    /// Its memory limit (bytes, 0 for none), to report with an end for want of memory.
     pub memory_bytes: u64,
     /// Its end is on the caller's record: it is not told again, and waits to be forgotten.
     pub ended: bool,

@@ -1,4 +1,4 @@
-//! Processor time: a share when the machine is busy, and a limit always.
+//! Processor time: a share when the machine is busy, and a limit.
 
 use std::path::Path;
 
@@ -24,25 +24,41 @@ pub(super) fn set_share(dir: &Path, cpus_milli: u64, v2: bool) -> Result<(), Err
     set.map_err(|source| Error::Limit { what, value: share, path: dir.to_owned(), source })
 }
 
-/// Sets the most processor time the group may use (milli-cpus).
-pub(super) fn set_limit(dir: &Path, cpus_milli: u64, v2: bool) -> Result<(), Error> {
-    let period = if cpus_milli < 10 { PERIOD_LONG_US } else { PERIOD_US };
-    let quota = cpus_milli.max(1).saturating_mul(period / 1000).min(i64::MAX as u64 / 1000);
+/// Sets the most processor time the group may use (milli-cpus); `None` for no limit.
+pub(super) fn set_limit(dir: &Path, cpus_milli: Option<u64>, v2: bool) -> Result<(), Error> {
+    let period = if cpus_milli.is_some_and(|cpus| cpus < 10) { PERIOD_LONG_US } else { PERIOD_US };
+    let quota = cpus_milli.map(|cpus| cpus.max(1).saturating_mul(period / 1000).min(i64::MAX as u64 / 1000));
     let cpu = controller(dir, v2);
-    let failed = |source| Error::Limit { what: "cpu quota", value: quota, path: dir.to_owned(), source };
+    let failed = |source| Error::Limit {
+        what: "cpu quota",
+        value: quota.unwrap_or(u64::MAX),
+        path: dir.to_owned(),
+        source,
+    };
+    let quota = quota.map_or(-1, |quota| quota as i64);
     if v2 {
-        return cpu.set_cfs_quota_and_period(Some(quota as i64), Some(period)).map_err(failed);
+        // cgroups-rs writes no limit as the number that v1 has for it.
+        if quota < 0 {
+            return super::write(&dir.join("cpu.max"), "max");
+        }
+        return cpu.set_cfs_quota_and_period(Some(quota), Some(period)).map_err(failed);
     }
-    // The period first: the quota is checked against it.
-    cpu.set_cfs_period(period).map_err(failed)?;
-    cpu.set_cfs_quota(quota as i64).map_err(failed)
+    // Without a limit any period will do; with one the period comes first, for the quota is checked against it. A
+    // group that had another limit before is without one in between, and empty.
+    if quota >= 0 {
+        cpu.set_cfs_quota(-1).map_err(failed)?;
+        cpu.set_cfs_period(period).map_err(failed)?;
+    }
+    cpu.set_cfs_quota(quota).map_err(failed)
 }
 
 /// Processor time so far (microseconds); 0 on v1 without cpuacct.
 pub(super) fn used_usec(layout: &Layout, group: &Path) -> Result<u64, Error> {
     match layout {
-        Layout::V2(root) => Ok(read_keyed(root.join(group).join("cpu.stat"), "usage_usec")?.unwrap_or(0)),
-        Layout::V1(_) => match layout.root_of("cpuacct") {
+        Layout::V2 { root, .. } => {
+            Ok(read_keyed(root.join(group).join("cpu.stat"), "usage_usec")?.unwrap_or(0))
+        }
+        Layout::V1 { .. } => match layout.root_of("cpuacct") {
             Some(root) => Ok(read_number(root.join(group).join("cpuacct.usage"))? / 1000),
             None => Ok(0),
         },

@@ -1,24 +1,57 @@
 //! One container's group.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use proffer_types::Ranges;
+use proffer_types::container::Io;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{Layout, cpu, freezer, make, memory, pids};
+use super::{Layout, cpu, cpuset, freezer, hugetlb, io as disks, make, memory, pids};
 use crate::{Error, Usage};
 
-/// What a container may use.
-#[derive(Clone, Copy, Debug)]
+/// What every container has limits of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
+    /// What it is promised.
     pub(crate) cpus_milli: u64,
-    /// 0 for no limit.
+    /// What it may use; `None` for all that there is.
+    pub(crate) cpus_milli_max: Option<u64>,
+    /// What it is promised.
     pub(crate) memory_bytes: u64,
+    /// What it may use; `None` for all that there is.
+    pub(crate) memory_bytes_max: Option<u64>,
     pub(crate) pids_max: u64,
+}
+
+impl Limits {
+    /// What is kept for it while others use what they were not promised.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        let bursts = self.memory_bytes_max.is_none_or(|most| most > self.memory_bytes);
+        if bursts { self.memory_bytes } else { 0 }
+    }
+}
+
+/// What only some ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extras<'a> {
+    pub(crate) cpuset: &'a Ranges,
+    pub(crate) io: &'a Io,
+    pub(crate) hugetlb: &'a BTreeMap<u64, u64>,
+}
+
+impl Extras<'_> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cpuset.is_empty() && *self.io == Io::default() && !self.asks_for_huge_pages()
+    }
+
+    fn asks_for_huge_pages(&self) -> bool {
+        self.hugetlb.values().any(|bytes| *bytes > 0)
+    }
 }
 
 /// How a process is put into a group.
@@ -26,8 +59,9 @@ pub(crate) struct Limits {
 pub(crate) enum Entry {
     /// v2: the directory, which clone3 enters.
     Directory(OwnedFd),
-    /// v1: the `cgroup.procs` of each hierarchy, to write the pid to.
-    Procs(Vec<OwnedFd>),
+    /// v1: the `tasks` of each hierarchy. Who writes its own number, or 0, waits for nobody; through `cgroup.procs`
+    /// it would wait until no process of the machine is forking.
+    Tasks(Vec<OwnedFd>),
 }
 
 /// What the kernel counted of a group.
@@ -49,43 +83,99 @@ impl Group {
         Self { layout, path: path.to_owned() }
     }
 
-    /// Makes the group and sets its limits, before anything runs in it.
-    pub(crate) fn create(&self, limits: Limits) -> Result<(), Error> {
-        let v2 = self.layout.is_v2();
-        for dir in self.dirs() {
-            make(&dir)?;
-        }
-        cpu::set_share(&self.dir("cpu"), limits.cpus_milli, v2)?;
-        cpu::set_limit(&self.dir("cpu"), limits.cpus_milli, v2)?;
-        if limits.memory_bytes > 0 {
-            memory::set_limit(&self.dir("memory"), limits.memory_bytes, v2)?;
-        }
-        // Init is a process too, and not the task's.
-        pids::set_limit(&self.dir("pids"), limits.pids_max.saturating_add(1), v2)
+    /// Makes the group, without limits.
+    pub(super) fn create(&self) -> Result<(), Error> {
+        self.dirs().iter().try_for_each(|dir| make(dir))
     }
 
-    /// Opens what a process is put into the group by.
-    pub(crate) fn entry(&self) -> Result<Entry, Error> {
-        if let Layout::V2(_) = self.layout {
+    /// Sets the limits, before anything runs in it. What it had `before` is not set again.
+    pub(super) fn limit(&self, limits: &Limits, before: Option<&Limits>, fresh: bool) -> Result<(), Error> {
+        let v2 = self.layout.is_v2();
+        let differs = |of: fn(&Limits) -> Option<u64>| before.is_none_or(|before| of(before) != of(limits));
+        if differs(|limits| Some(limits.cpus_milli)) {
+            cpu::set_share(&self.dir("cpu"), limits.cpus_milli, v2)?;
+        }
+        if differs(|limits| limits.cpus_milli_max) {
+            cpu::set_limit(&self.dir("cpu"), limits.cpus_milli_max, v2)?;
+        }
+        if differs(|limits| limits.memory_bytes_max) {
+            memory::set_limit(&self.dir("memory"), limits.memory_bytes_max, v2, fresh)?;
+        }
+        if differs(|limits| Some(limits.kept_bytes())) && !(fresh && limits.kept_bytes() == 0) {
+            memory::set_kept(&self.dir("memory"), limits.kept_bytes(), v2)?;
+        }
+        if differs(|limits| Some(limits.pids_max)) {
+            // Init is a process too, and not the task's.
+            pids::set_limit(&self.dir("pids"), limits.pids_max.saturating_add(1), v2)?;
+        }
+        Ok(())
+    }
+
+    /// Sets what only some ask for, in a group that was just made.
+    pub(super) fn set_extras(&self, extras: &Extras<'_>, huge_page_sizes: &[u64]) -> Result<(), Error> {
+        let v2 = self.layout.is_v2();
+        let further = |controller: &str, field: &str| -> Result<PathBuf, Error> {
+            let Some(root) = self.layout.root_of(controller) else {
+                let why = format!("this agent's kernel has no cgroup controller {controller}");
+                return Err(Error::Refused { field: format!("container.{field}"), why });
+            };
+            let dir = root.join(&self.path);
+            make(&dir).map(|()| dir)
+        };
+        if !extras.cpuset.is_empty() {
+            let dir = further("cpuset", "cpuset")?;
+            if !v2 {
+                cpuset::inherit(&dir)?;
+            }
+            cpuset::set(&dir, dir.parent().unwrap_or(&dir), extras.cpuset, v2)?;
+        }
+        if *extras.io != Io::default() {
+            disks::set(&further("io", "io")?, extras.io, v2)?;
+        }
+        hugetlb::check(huge_page_sizes, extras.hugetlb)?;
+        let asks = extras.asks_for_huge_pages();
+        // On v1 those that ask for none share a group; see `Tree`.
+        if asks || (v2 && self.layout.root_of("hugetlb").is_some()) {
+            let dir = further("hugetlb", "hugetlb")?;
+            hugetlb::set(&dir, huge_page_sizes, extras.hugetlb, self.layout.speaks_v2("hugetlb"))?;
+        }
+        Ok(())
+    }
+
+    /// Opens what a process is put into the group by; on v1 into the groups `shared` as well, but for those in whose
+    /// hierarchy it has one of its own.
+    pub(super) fn entry(&self, shared: &[PathBuf]) -> Result<Entry, Error> {
+        if self.layout.is_v2() {
             let path = self.dir("cpu");
             let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&path);
             let dir = dir.map_err(|source| Error::Path { operation: "open cgroup", path, source })?;
             return Ok(Entry::Directory(dir.into()));
         }
-        let files = self.dirs().into_iter().map(|dir| {
-            let path = dir.join("cgroup.procs");
-            let file: io::Result<File> = OpenOptions::new().write(true).open(&path);
-            file.map(OwnedFd::from).map_err(|source| Error::Path {
-                operation: "open for writing",
-                path,
-                source,
-            })
-        });
-        files.collect::<Result<_, _>>().map(Entry::Procs)
+        let further = self.layout.further_roots();
+        let own = further.iter().map(|root| root.join(&self.path)).filter(|dir| dir.is_dir());
+        let own: Vec<PathBuf> = self.dirs().into_iter().chain(own).collect();
+        let siblings = shared.iter().filter(|dir| !own.iter().any(|own| own.parent() == dir.parent()));
+        own.iter().chain(siblings).map(|dir| open_tasks(dir)).collect::<Result<_, _>>().map(Entry::Tasks)
     }
 
-    /// The processes in it, in any hierarchy: none if it does not exist. What cannot be read is an error and not an
-    /// empty group: a moment without descriptors must not make a running task look ended.
+    /// How many processes and threads are in it, none if it does not exist. What cannot be read is an error and not
+    /// an empty group: a moment without descriptors must not make a running task look ended.
+    pub(crate) fn population(&self) -> Result<usize, Error> {
+        match pids::current(&self.dir("pids")) {
+            Ok(0) => Ok(0),
+            // What has ended and was not waited for still counts there.
+            Ok(_) => self.processes().map(|processes| processes.len()),
+            Err(Error::Path { source, .. }) if is_gone(&source) => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether nothing is counted in it any more, what has ended and was not waited for included.
+    pub(super) fn is_clean(&self) -> Result<bool, Error> {
+        pids::current(&self.dir("pids")).map(|count| count == 0)
+    }
+
+    /// The processes in it, in any hierarchy: none if it does not exist.
     pub(crate) fn processes(&self) -> Result<BTreeSet<i32>, Error> {
         let mut processes = BTreeSet::new();
         for dir in self.dirs() {
@@ -95,8 +185,7 @@ impl Group {
                 Ok(text) => {
                     processes.extend(text.lines().filter_map(|l| l.parse().ok()).filter(|&p: &i32| p > 0))
                 }
-                // Never made, or removed between opening and reading.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+                Err(error) if is_gone(&error) => {}
                 Err(source) => return Err(Error::Path { operation: "read", path, source }),
             }
         }
@@ -111,7 +200,7 @@ impl Group {
     /// Sends SIGKILL to all that is in it. They are gone in the kernel's time; on v1 a process may have been born
     /// meanwhile, so that this is to be repeated until the group is empty.
     pub(crate) fn kill(&self) -> Result<(), Error> {
-        if let Layout::V2(_) = self.layout {
+        if self.layout.is_v2() {
             let path = self.dir("cpu").join("cgroup.kill");
             return match fs::write(&path, "1") {
                 Ok(()) => Ok(()),
@@ -153,7 +242,8 @@ impl Group {
     /// Removes the group; `false` while the kernel holds it busy, which it may for a moment after the last process.
     pub(crate) fn remove(&self) -> Result<bool, Error> {
         let mut gone = true;
-        for dir in self.dirs() {
+        let further = self.layout.further_roots().into_iter().map(|root| root.join(&self.path));
+        for dir in self.dirs().into_iter().chain(further) {
             match fs::remove_dir(&dir) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -181,6 +271,16 @@ impl Group {
         })
     }
 
+    /// Begins the peak of its memory anew.
+    pub(super) fn reset_peak(&self) -> Result<Option<OwnedFd>, Error> {
+        memory::reset_peak(&self.dir("memory"), self.layout.is_v2())
+    }
+
+    /// The directory by which rules for devices are attached to it (v2).
+    pub(super) fn directory(&self) -> PathBuf {
+        self.dir("cpu")
+    }
+
     fn dir(&self, controller: &str) -> PathBuf {
         let root =
             self.layout.root_of(controller).expect("detect() refuses a layout without what limits need");
@@ -192,146 +292,19 @@ impl Group {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
-
-    use proffer_types::LaunchId;
-
-    use super::super::{Tree, detect, read_keyed};
-    use super::*;
-
-    const LIMITS: Limits = Limits { cpus_milli: 500, memory_bytes: 32 << 20, pids_max: 20 };
-
-    /// A tree that is removed whatever becomes of the test.
-    struct TestTree(Tree);
-
-    impl std::ops::Deref for TestTree {
-        type Target = Tree;
-        fn deref(&self) -> &Tree {
-            &self.0
+fn open_tasks(dir: &Path) -> Result<OwnedFd, Error> {
+    let path = dir.join("tasks");
+    let opened = match OpenOptions::new().write(true).open(&path) {
+        // A v2 tree beside the hierarchies of v1.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            OpenOptions::new().write(true).open(dir.join("cgroup.procs"))
         }
-    }
+        opened => opened,
+    };
+    opened.map(OwnedFd::from).map_err(|source| Error::Path { operation: "open for writing", path, source })
+}
 
-    impl Drop for TestTree {
-        fn drop(&mut self) {
-            for group in self.0.launches().into_iter().map(|launch| self.0.group(launch)) {
-                while group.processes().is_ok_and(|p| !p.is_empty()) || !group.remove().unwrap_or(true) {
-                    let _ = group.kill();
-                    std::thread::yield_now();
-                }
-            }
-            let _ = self.0.remove();
-        }
-    }
-
-    fn tree(name: &str) -> Option<TestTree> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: cgroup tests need root");
-            return None;
-        }
-        let layout = match detect(None) {
-            Ok(layout) => layout,
-            Err(error) => {
-                eprintln!("SKIPPED: {error}");
-                return None;
-            }
-        };
-        eprintln!("RAN: cgroup v{}", if layout.is_v2() { 2 } else { 1 });
-        let tree = Tree::create(layout, &format!("test-{name}-{}", std::process::id()));
-        Some(TestTree(tree.expect("a cgroup tree")))
-    }
-
-    fn until(what: &str, mut done: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !done() {
-            assert!(Instant::now() < deadline, "not within 20 s: {what}");
-            std::thread::yield_now();
-        }
-    }
-
-    fn enter(group: &Group, pid: u32) {
-        for dir in group.dirs() {
-            fs::write(dir.join("cgroup.procs"), pid.to_string()).expect("moved");
-        }
-    }
-
-    #[test]
-    fn a_group_is_made_limited_and_removed() {
-        let Some(tree) = tree("limits") else { return };
-        let group = tree.group(LaunchId(1));
-        group.create(LIMITS).expect("made");
-        group.create(LIMITS).expect("making it twice is fine");
-        assert_eq!(tree.launches(), [LaunchId(1)]);
-        let file = |controller: &str, v1: &str, v2: &str| {
-            let name = if group.layout.is_v2() { v2 } else { v1 };
-            fs::read_to_string(group.dir(controller).join(name)).expect(name).trim().to_owned()
-        };
-        assert_eq!(file("pids", "pids.max", "pids.max"), "21");
-        assert_eq!(file("memory", "memory.limit_in_bytes", "memory.max"), (32 << 20).to_string());
-        assert_eq!(file("cpu", "cpu.shares", "cpu.weight"), if group.layout.is_v2() { "50" } else { "512" });
-        let quota = if group.layout.is_v2() { "50000 100000" } else { "50000" };
-        assert_eq!(file("cpu", "cpu.cfs_quota_us", "cpu.max"), quota);
-        cpu::set_limit(&group.dir("cpu"), 3, group.layout.is_v2()).expect("a very small limit");
-        assert!(tree.remove().is_err(), "a tree with a container in it stays");
-        until("removed", || group.remove().expect("removable"));
-        assert!(group.remove().expect("again"), "removing it twice is fine");
-        assert!(!group.exists() && group.usage().is_err());
-        tree.remove().expect("the tree is removed");
-    }
-
-    #[test]
-    fn killing_leaves_nothing() {
-        let Some(tree) = tree("kill") else { return };
-        let group = tree.group(LaunchId(2));
-        group.create(LIMITS).expect("made");
-        // It forks for as long as it may, ignores SIGTERM, and waits for a line before it begins.
-        let script = "trap '' TERM; read go; f() { (trap '' TERM; f) & f & wait; }; f";
-        let mut child = Command::new("sh")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        enter(&group, child.id());
-        use std::io::Write;
-        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
-        // The shell gives up where a fork fails: what tells is the kernel's count of such forks.
-        let refused = || read_keyed(group.dir("pids").join("pids.events"), "max").expect("pids.events");
-        until("the bomb meets its limit", || {
-            assert!(group.usage().expect("usage").pids <= 21);
-            refused().is_some_and(|count| count > 0)
-        });
-        until("empty", || {
-            group.kill().expect("killed");
-            let _ = child.try_wait();
-            group.processes().expect("readable").is_empty()
-        });
-        until("removed", || group.remove().expect("removable"));
-        tree.remove().expect("the tree is removed");
-    }
-
-    #[test]
-    fn a_memory_hog_is_counted() {
-        let Some(tree) = tree("oom") else { return };
-        let group = tree.group(LaunchId(3));
-        group.create(LIMITS).expect("made");
-        assert_eq!(group.counters().expect("counters").oom_kills, 0);
-        let script = "read go; exec tail /dev/zero";
-        let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
-        enter(&group, child.id());
-        drop(child.stdin.take());
-        let status = child.wait().expect("waited");
-        use std::os::unix::process::ExitStatusExt;
-        assert_eq!(status.signal(), Some(9));
-        let counters = group.counters().expect("counters");
-        assert!(counters.oom_kills >= 1, "{counters:?}");
-        assert!(
-            counters.memory_peak_bytes.is_none_or(|peak| peak > 30 << 20 && peak <= 32 << 20),
-            "{counters:?}"
-        );
-        until("removed", || group.remove().expect("removable"));
-        tree.remove().expect("the tree is removed");
-    }
+/// Never made, or removed between opening and reading.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }

@@ -1,36 +1,54 @@
-//! Memory: a limit without swap, the peak, and whether the kernel killed for want of it.
+//! Memory: a limit without swap, what is kept for the group, the peak, and whether the kernel killed for want of it.
 
-use std::fs;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use cgroups_rs::fs::memory::MemController;
-
-use super::{read_keyed, read_number};
+use super::{read_keyed, read_number, write};
 use crate::Error;
 
-/// Sets the limit (bytes), for swap too.
-pub(super) fn set_limit(dir: &Path, bytes: u64, v2: bool) -> Result<(), Error> {
-    let bytes = bytes.min(i64::MAX as u64);
-    let memory = MemController::new(dir.to_owned(), dir.to_owned(), v2);
-    let failed = |what| move |source| Error::Limit { what, value: bytes, path: dir.to_owned(), source };
-    memory.set_limit(bytes as i64).map_err(failed("memory limit"))?;
+/// No limit, as both versions read it.
+const V1_NONE: &str = "-1";
+const V2_NONE: &str = "max";
+
+/// Sets the limit (bytes), for swap too; `None` for no limit. `fresh` says that nothing was set before.
+pub(super) fn set_limit(dir: &Path, bytes: Option<u64>, v2: bool, fresh: bool) -> Result<(), Error> {
+    let text = bytes.map(|bytes| bytes.min(i64::MAX as u64).to_string());
     if v2 {
-        // A container without one of its processes is seldom of use: they are killed together.
-        let path = dir.join("memory.oom.group");
-        fs::write(&path, "1").map_err(|source| Error::Path { operation: "write", path, source })?;
-        // A kernel without swap has no such file.
-        if dir.join("memory.swap.max").exists() {
-            memory.set_memswap_limit(0).map_err(failed("swap limit"))?;
+        if fresh {
+            // A container without one of its processes is seldom of use: they are killed together.
+            write(&dir.join("memory.oom.group"), "1")?;
+            // A kernel without swap has no such file.
+            write_if_there(&dir.join("memory.swap.max"), "0")?;
         }
-    } else if dir.join("memory.memsw.limit_in_bytes").exists() {
-        // On v1 memory and swap are limited together, and never below memory alone: after it.
-        memory.set_memswap_limit(bytes as i64).map_err(failed("memory and swap limit"))?;
-    } else if dir.join("memory.swappiness").exists() {
+        return write(&dir.join("memory.max"), text.as_deref().unwrap_or(V2_NONE));
+    }
+    let text = text.as_deref().unwrap_or(V1_NONE);
+    // On v1 memory and swap are limited together, and never below memory alone: that is lowered after, and raised
+    // before.
+    let (limit, both) = (dir.join("memory.limit_in_bytes"), dir.join("memory.memsw.limit_in_bytes"));
+    if !fresh {
+        write_if_there(&both, V1_NONE)?;
+    }
+    write(&limit, text)?;
+    if !write_if_there(&both, text)? && fresh {
         // A kernel that does not count swap: then nothing of the group goes there, or its limit would be none.
-        memory.set_swappiness(0).map_err(failed("swappiness"))?;
+        write_if_there(&dir.join("memory.swappiness"), "0")?;
     }
     Ok(())
+}
+
+/// Says how much of the group's memory is to be left alone while others' can be had (bytes); 0 for none.
+pub(super) fn set_kept(dir: &Path, bytes: u64, v2: bool) -> Result<(), Error> {
+    let text = bytes.min(i64::MAX as u64).to_string();
+    if v2 {
+        return write(&dir.join("memory.low"), &text);
+    }
+    // v1 has it the other way round: what is above may be taken first. No limit takes nothing.
+    let text = if bytes == 0 { V1_NONE.to_owned() } else { text };
+    write(&dir.join("memory.soft_limit_in_bytes"), &text)
 }
 
 /// How many processes of the group the kernel has killed for want of memory.
@@ -51,5 +69,38 @@ pub(super) fn peak(dir: &Path, v2: bool) -> Result<Option<u64>, Error> {
         Ok(bytes) => Ok(Some(bytes)),
         Err(Error::Path { source, .. }) if v2 && source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Begins the peak anew. On v2 (Linux 6.12) it does so for the descriptor that is given back and for no other.
+pub(super) fn reset_peak(dir: &Path, v2: bool) -> Result<Option<OwnedFd>, Error> {
+    if !v2 {
+        write(&dir.join("memory.max_usage_in_bytes"), "0")?;
+        return Ok(None);
+    }
+    let path = dir.join("memory.peak");
+    let reset = || -> io::Result<File> {
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        file.write_at(b"0", 0)?;
+        Ok(file)
+    };
+    match reset() {
+        Ok(file) => Ok(Some(file.into())),
+        Err(source) => Err(Error::Path { operation: "reset", path, source }),
+    }
+}
+
+/// What such a descriptor says (bytes).
+pub(super) fn peak_of(peak: &OwnedFd) -> Option<u64> {
+    let mut text = [0; 32];
+    let length = rustix::io::pread(peak, &mut text, 0).ok()?;
+    std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
+}
+
+/// Writes a file that not every kernel has; whether it is there.
+fn write_if_there(path: &Path, text: &str) -> Result<bool, Error> {
+    match write(path, text) {
+        Err(Error::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        written => written.map(|()| true),
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn set_limit(dir: &Path, most: u64, v2: bool) -> Result<(), Error> {
     })
 }
 
-/// How many there are.
+/// How many there are; one that has ended and was not waited for is still one.
 pub(super) fn current(dir: &Path) -> Result<u64, Error> {
     read_number(dir.join("pids.current"))
 }

@@ -5,13 +5,14 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
-use proffer_types::LaunchId;
+use proffer_types::container::UserNamespace;
+use proffer_types::{FrameworkId, LaunchId};
 use proffer_wire::supervisor::v1::Descriptor;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::dirs::Dirs;
-use crate::cgroup::{Counters, Entry, Limits, Tree};
-use crate::{ContainerSpec, Error, Usage};
+use crate::cgroup::{Counters, Entry, Extras, Limits, Tree};
+use crate::{ContainerSpec, Error, Usage, Users};
 
 /// By isolation.
 #[derive(Clone, Debug)]
@@ -24,19 +25,58 @@ pub(crate) enum Confinement {
 }
 
 impl Confinement {
-    /// Makes what holds the container, before anything runs in it, and opens what its init enters it by.
-    pub(crate) fn make(&self, spec: &ContainerSpec) -> Result<Vec<(Descriptor, OwnedFd)>, Error> {
-        let Self::Cgroups(tree) = self else { return Ok(Vec::new()) };
-        let group = tree.group(spec.launch);
-        group.create(Limits {
+    /// Makes what holds the container, before anything runs in it, and opens what its init enters it by. `ids` is the
+    /// range of user ids that it gets.
+    pub(crate) fn make(
+        &self,
+        spec: &ContainerSpec,
+        ids: Option<u32>,
+    ) -> Result<Vec<(Descriptor, OwnedFd)>, Error> {
+        let container = &spec.container;
+        let extras = Extras { cpuset: &container.cpuset, io: &container.io, hugetlb: &container.hugetlb };
+        let Self::Cgroups(tree) = self else {
+            return if extras.is_empty() { Ok(Vec::new()) } else { Err(not_contained("container")) };
+        };
+        let limits = Limits {
             cpus_milli: spec.cpus_milli,
+            cpus_milli_max: spec.cpu_limit(),
             memory_bytes: spec.memory_bytes,
+            memory_bytes_max: spec.memory_limit(),
             pids_max: spec.pids_max,
-        })?;
-        Ok(match group.entry()? {
+        };
+        Ok(match tree.take((spec.launch, spec.framework), &limits, &extras, ids)? {
             Entry::Directory(dir) => vec![(Descriptor::CgroupDir, dir)],
-            Entry::Procs(files) => files.into_iter().map(|file| (Descriptor::CgroupProcs, file)).collect(),
+            Entry::Tasks(files) => files.into_iter().map(|file| (Descriptor::CgroupProcs, file)).collect(),
         })
+    }
+
+    /// The range of user ids of a container that is to have one.
+    pub(crate) fn ids(&self, spec: &ContainerSpec, users: &Users) -> Result<Option<u32>, Error> {
+        let private = match spec.container.users {
+            UserNamespace::Private => true,
+            UserNamespace::Default => users.private,
+            UserNamespace::Host => false,
+        };
+        let refused = |why: &str| Error::Refused { field: "container.users".into(), why: why.into() };
+        match self {
+            Self::Nothing(_) if spec.container.users == UserNamespace::Private => {
+                Err(not_contained("container.users"))
+            }
+            Self::Nothing(_) => Ok(None),
+            Self::Cgroups(_) if !private => Ok(None),
+            Self::Cgroups(_) if users.ranges == 0 => Err(refused("this agent has no ranges of user ids")),
+            Self::Cgroups(tree) => match tree.ids(spec.launch, users.ranges) {
+                Some(ids) => Ok(Some(ids)),
+                None => Err(refused("all ranges of user ids of this agent are in use")),
+            },
+        }
+    }
+
+    /// A framework has no supervisor any more: nothing is kept ready for it.
+    pub(crate) fn remove_idle(&self, framework: FrameworkId) {
+        if let Self::Cgroups(tree) = self {
+            tree.remove_idle(framework);
+        }
     }
 
     /// Whether an end that a living supervisor told may be believed to be everybody's: without cgroups its word is
@@ -48,8 +88,8 @@ impl Confinement {
     /// How many processes the container has; one, if that cannot be told, for it must not be taken to be empty.
     pub(crate) fn processes(&self, launch: LaunchId) -> usize {
         match self {
-            Self::Cgroups(tree) => match tree.group(launch).processes() {
-                Ok(processes) => processes.len(),
+            Self::Cgroups(tree) => match tree.group(launch).population() {
+                Ok(population) => population,
                 Err(error) => {
                     tracing::warn!(
                         launch.id = launch.0,
@@ -67,6 +107,7 @@ impl Confinement {
     pub(crate) fn kill(&self, launch: LaunchId) {
         match self {
             Self::Cgroups(tree) => {
+                tree.spoil(launch);
                 if let Err(error) = tree.group(launch).kill() {
                     tracing::warn!(
                         launch.id = launch.0,
@@ -90,7 +131,7 @@ impl Confinement {
     /// Removes what held the container; `false` while the kernel holds it busy.
     pub(crate) fn remove(&self, launch: LaunchId) -> bool {
         let Self::Cgroups(tree) = self else { return true };
-        tree.group(launch).remove().unwrap_or_else(|error| {
+        tree.release(launch).unwrap_or_else(|error| {
             tracing::warn!(launch.id = launch.0, error = &error as &dyn std::error::Error, "remove a cgroup");
             false
         })
@@ -99,11 +140,10 @@ impl Confinement {
     /// What the kernel counted, if it did.
     pub(crate) fn counters(&self, launch: LaunchId) -> Counters {
         let Self::Cgroups(tree) = self else { return Counters::default() };
-        let group = tree.group(launch);
-        if !group.exists() {
+        if !tree.group(launch).exists() {
             return Counters::default();
         }
-        group.counters().unwrap_or_else(|error| {
+        tree.counters(launch).unwrap_or_else(|error| {
             tracing::warn!(
                 launch.id = launch.0,
                 error = &error as &dyn std::error::Error,
@@ -115,7 +155,7 @@ impl Confinement {
 
     pub(crate) fn usage(&self, launch: LaunchId) -> Option<Usage> {
         let Self::Cgroups(tree) = self else { return None };
-        tree.group(launch).usage().ok()
+        tree.usage(launch).ok()
     }
 
     /// The containers of which something is left.
@@ -125,6 +165,12 @@ impl Confinement {
             Self::Nothing(_) => Vec::new(),
         }
     }
+}
+
+/// What a plain process cannot be given.
+pub(crate) fn not_contained(field: &str) -> Error {
+    let why = "this agent runs tasks as plain processes, which are not contained (--containerizer process)";
+    Error::Refused { field: field.into(), why: why.into() }
 }
 
 fn marked(dirs: &Dirs, launch: LaunchId) -> BTreeSet<i32> {

@@ -8,6 +8,7 @@
 //! <runtime>/                    on a tmpfs
 //!   supervisors/<instance>/     the supervisor's own records, see supervisor.proto
 //!   supervisors/<instance>.sock where it listens
+//!   held/<launch>               a link that says which cgroup and which user ids it has
 //! ```
 //! `<launch>` and `<instance>` are 16 hexadecimal digits: nothing that a client named is ever part of a path.
 
@@ -101,6 +102,10 @@ impl Dirs {
 
     pub(crate) fn forgotten(&self) -> PathBuf {
         self.work.join("forgotten")
+    }
+
+    pub(crate) fn held(&self) -> PathBuf {
+        self.runtime.join("held")
     }
 
     fn supervisors(&self) -> PathBuf {

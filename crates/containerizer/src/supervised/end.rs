@@ -282,8 +282,12 @@ impl Engine {
     /// Removes a dead instance of which no launch is kept.
     pub(super) fn bury(&mut self, instance: InstanceId) {
         if self.supervisors.get(&instance).is_some_and(|s| s.is_dead() && s.launches.is_empty()) {
-            self.supervisors.remove(&instance);
+            let framework = self.supervisors.remove(&instance).map(|supervisor| supervisor.framework);
             self.dirs.remove_instance(instance);
+            let has = |framework| self.supervisors.values().any(|other| other.framework == framework);
+            if let Some(framework) = framework.filter(|framework| !has(*framework)) {
+                self.confinement.remove_idle(framework);
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use super::launch::{Group, Launch, Phase};
 use super::recover::Recovering;
 use super::start::Starting;
 use super::supervisor::{Out, Stage, Supervisor, pin};
+use super::user::Accounts;
 use crate::{
     Answer, ContainerSpec, Event, ExecId, ExecSink, ExecSpec, GcPolicy, InstanceId, Known, Options, gc,
 };
@@ -68,6 +69,7 @@ pub(super) struct Engine {
     timers: BTreeSet<(Instant, LaunchId)>,
     pub(super) recovering: Option<Recovering>,
     collecting: Arc<AtomicBool>,
+    pub(super) accounts: Accounts,
     pub(super) asked: Asked,
 }
 
@@ -93,6 +95,7 @@ impl Engine {
             timers: BTreeSet::new(),
             recovering: None,
             collecting: Arc::default(),
+            accounts: Accounts::default(),
             asked: Asked::default(),
         }
     }

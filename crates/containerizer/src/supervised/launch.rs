@@ -102,7 +102,7 @@ impl Launch {
 
     pub(super) fn of_spec(spec: ContainerSpec) -> Self {
         let launch = Self::new(spec.instance, Phase::Queued);
-        Self { memory_bytes: spec.memory_bytes, spec: Some(Box::new(spec)), ..launch }
+        Self { memory_bytes: spec.memory_limit().unwrap_or(0), spec: Some(Box::new(spec)), ..launch }
     }
 
     pub(super) fn of_known(known: &Known) -> Self {
@@ -137,7 +137,7 @@ impl Launch {
             ..End::default()
         };
         match terminal {
-            Terminal::Failed(failed) => return self.failed(id, failed),
+            Terminal::Failed(failed) => return self.failed(id, failed, counters),
             Terminal::Exited(exited) => {
                 let status = exited.wait_status;
                 if libc::WIFSIGNALED(status) {
@@ -176,7 +176,7 @@ impl Launch {
         Event::Ended { launch: id, end }
     }
 
-    fn failed(&self, id: LaunchId, failed: &pb::LaunchFailed) -> Event {
+    fn failed(&self, id: LaunchId, failed: &pb::LaunchFailed, counters: Counters) -> Event {
         let killed = self.kill_at.is_some() || failed.kill_sent() > pb::KillSent::None;
         let (reason, exit_code) = match failed.kind() {
             _ if self.group_failed || failed.kill_cause() == pb::KillCause::Group => {
@@ -187,7 +187,14 @@ impl Launch {
             FailureKind::Exec => (Reason::ExecFailed, Some(126)),
             FailureKind::Setup | FailureKind::Unspecified => (Reason::LaunchFailed, None),
         };
-        Event::LaunchFailed { launch: id, reason, message: failed.message.clone(), exit_code }
+        let mut message = failed.message.clone();
+        if counters.oom_kills > 0 && !killed {
+            message.push_str(&format!(
+                "; the kernel killed it for want of memory: its limit of {} bytes is too small to start it in",
+                self.memory_bytes
+            ));
+        }
+        Event::LaunchFailed { launch: id, reason, message, exit_code }
     }
 
     /// How long a kill has left.

@@ -4,6 +4,7 @@
 //! processes and on the handle's commands, and never on a task.
 
 mod ask;
+mod asked;
 mod confine;
 mod dirs;
 mod end;
@@ -89,7 +90,8 @@ pub fn open(options: Options, sink: impl FnMut(Event) + Send + 'static) -> Resul
     let dirs = dirs(&options)?;
     dirs.create(options.isolation)?;
     let confinement = confinement(&options, &dirs, true)?;
-    if options.isolation == Isolation::Linux {
+    if let Confinement::Cgroups(tree) = &confinement {
+        tree.lacks().iter().for_each(|lacking| tracing::warn!("{lacking}"));
         // What the supervisors will do for each framework, done once to see that it can be: a node on which every
         // launch fails must not be offered.
         let covers =
@@ -157,11 +159,8 @@ fn confinement(options: &Options, dirs: &Dirs, create: bool) -> Result<Confineme
         Isolation::Linux if !rustix::process::geteuid().is_root() => Err(Error::NotRoot),
         Isolation::Linux => {
             let layout = detect(options.cgroup_root.as_deref())?;
-            Ok(Confinement::Cgroups(if create {
-                Tree::create(layout, &options.agent_instance)?
-            } else {
-                Tree::existing(layout, &options.agent_instance)
-            }))
+            let make = if create { Tree::create } else { Tree::existing };
+            make(layout, &options.agent_instance, &dirs.held()).map(Confinement::Cgroups)
         }
     }
 }
@@ -210,6 +209,10 @@ impl Containerizer for Supervised {
             Isolation::Linux => PathBuf::from(SANDBOX_INSIDE),
             Isolation::Process => self.dirs.sandbox(launch),
         }
+    }
+
+    fn sandbox_dir(&self, launch: LaunchId) -> Option<PathBuf> {
+        Some(self.dirs.sandbox(launch))
     }
 
     fn group_path(&self, first: LaunchId) -> PathBuf {

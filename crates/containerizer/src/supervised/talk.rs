@@ -17,13 +17,20 @@ use prost::Message as _;
 use super::engine::{Engine, chain};
 use super::launch::{Launch, Phase, Terminal};
 use super::supervisor::{Out, Stage, Supervisor};
-use super::user;
-use crate::{Cause, CheckKind, ContainerSpec, Event, InstanceId, Isolation, Probe, Supervision};
+use super::{asked, user};
+use crate::{Cause, CheckKind, ContainerSpec, Event, InstanceId, Isolation, Probe, Supervision, Users};
 
 /// Why a launch cannot be sent.
 struct Unfit {
     reason: Reason,
     message: String,
+}
+
+fn reason(error: &crate::Error) -> Reason {
+    match error {
+        crate::Error::Refused { .. } => Reason::ContainerRefused,
+        _ => Reason::LaunchFailed,
+    }
 }
 
 impl Engine {
@@ -101,20 +108,30 @@ impl Engine {
     /// Makes everything a launch needs and writes its message. Done again after a failed delivery, it finds things
     /// made.
     fn prepare(&mut self, id: LaunchId) -> Result<Out, Unfit> {
-        let failed = |error: crate::Error| Unfit { reason: Reason::LaunchFailed, message: chain(&error) };
+        let failed = |error: crate::Error| Unfit { reason: reason(&error), message: chain(&error) };
         let Some(spec) = self.launches.get(&id).and_then(|launch| launch.spec.as_deref()) else {
             return Err(Unfit {
                 reason: Reason::LaunchFailed,
                 message: "there is no specification".to_owned(),
             });
         };
-        let account = user::account(&spec.user, &self.options.task_users)
-            .map_err(|refused| Unfit { reason: Reason::UserRefused, message: refused.to_string() })?;
+        let users = &self.options.users;
+        let asked = asked::check(spec, &self.options, &self.dirs.sandbox(id)).map_err(failed)?;
+        let ids = self.confinement.ids(spec, users).map_err(failed)?;
+        let account = self.accounts.find(&spec.user, ids.is_some(), &self.options.task_users);
+        let account =
+            account.map_err(|refused| Unfit { reason: Reason::UserRefused, message: refused.to_string() })?;
+        let mut descriptors = self.confinement.make(spec, ids).map_err(failed)?;
         let (sandbox, logs) = self.dirs.make_sandbox(id, account.uid, account.gid).map_err(failed)?;
-        let mut descriptors = self.confinement.make(spec).map_err(failed)?;
         descriptors.push((Descriptor::SandboxDir, sandbox));
         descriptors.push((Descriptor::LogDir, logs));
-        let message = self.message(spec, account, &descriptors);
+        let message = pb::Launch {
+            limits: asked.limits,
+            seccomp: asked.seccomp,
+            user_namespace: ids.map(|ids| pb::IdRange { first: users.first(ids), count: Users::RANGE }),
+            working_directory: asked.working_directory,
+            ..self.message(spec, account, &descriptors)
+        };
         let body = ToSupervisor { message: Some(Order::Launch(message)) }.encode_to_vec();
         let descriptors: Vec<OwnedFd> = descriptors.into_iter().map(|(_, fd)| fd).collect();
         Ok(Out::Ready { body, descriptors, launch: Some(id) })
@@ -139,10 +156,8 @@ impl Engine {
             env: spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
             uid: user.uid,
             gid: user.gid,
-            working_directory: String::new(),
             isolation: isolation.into(),
-            hostname: spec.hostname.clone(),
-            limits: Vec::new(),
+            hostname: spec.container.hostname.clone(),
             logs: Some(LogSettings {
                 file_bytes: spec.logs.file_bytes,
                 files: spec.logs.files,

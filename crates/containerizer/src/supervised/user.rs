@@ -1,8 +1,13 @@
 //! Who a task runs as.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User};
+
+use crate::Users;
 
 /// A user as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,17 +31,23 @@ pub(crate) enum Refused {
 
 /// Stands for every user but root among those that are allowed.
 const ANY: &str = "*";
+/// Who a task runs as that names nobody else.
+const NOBODY: &str = "nobody";
+/// How long an answer is believed: users may be kept elsewhere than in the file that is looked at.
+const BELIEVED: Duration = Duration::from_secs(10);
+/// Most answers that are kept; a task may name anything.
+const KNOWN_MAX: usize = 256;
 
 /// Finds the account of `name`; an empty name is `nobody`, or the agent's own user if that is not root. `nobody` is
 /// always allowed, others if they are among `allowed`; root only by its name.
-pub(crate) fn account(name: &str, allowed: &BTreeSet<String>) -> Result<Account, Refused> {
+fn account(name: &str, allowed: &BTreeSet<String>) -> Result<Account, Refused> {
     let own = Uid::effective();
     let found = match name {
         "" if !own.is_root() => User::from_uid(own),
-        "" => User::from_name("nobody"),
+        "" => User::from_name(NOBODY),
         name => User::from_name(name),
     };
-    let shown = if name.is_empty() { "nobody" } else { name };
+    let shown = if name.is_empty() { NOBODY } else { name };
     let user = match found {
         Ok(Some(user)) => user,
         // A uid without an entry is common in images of containers.
@@ -47,8 +58,7 @@ pub(crate) fn account(name: &str, allowed: &BTreeSet<String>) -> Result<Account,
         Err(error) => return Err(Refused::Lookup(shown.to_owned(), error.to_string())),
     };
     let account = Account { uid: user.uid.as_raw(), gid: user.gid.as_raw() };
-    let listed =
-        allowed.contains(shown) || (account.uid != 0 && (shown == "nobody" || allowed.contains(ANY)));
+    let listed = allowed.contains(shown) || (account.uid != 0 && (shown == NOBODY || allowed.contains(ANY)));
     if own.is_root() && !listed {
         return Err(Refused::NotAllowed(shown.to_owned()));
     }
@@ -56,6 +66,57 @@ pub(crate) fn account(name: &str, allowed: &BTreeSet<String>) -> Result<Account,
         return Err(Refused::NotOwn(shown.to_owned()));
     }
     Ok(account)
+}
+
+/// Finds the account of `name` inside a range of ids that nobody else has: any name of this node, or any number, for
+/// what it is outside is nobody.
+fn private_account(name: &str) -> Result<Account, Refused> {
+    if let Ok(uid) = name.parse::<u32>() {
+        let inside = uid < Users::RANGE;
+        return if inside { Ok(Account { uid, gid: uid }) } else { Err(Refused::Unknown(name.to_owned())) };
+    }
+    let shown = if name.is_empty() { NOBODY } else { name };
+    match User::from_name(shown) {
+        Ok(Some(user)) if user.uid.as_raw() < Users::RANGE && user.gid.as_raw() < Users::RANGE => {
+            Ok(Account { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
+        }
+        Ok(_) => Err(Refused::Unknown(shown.to_owned())),
+        Err(error) => Err(Refused::Lookup(shown.to_owned(), error.to_string())),
+    }
+}
+
+/// What was looked up. A look-up reads several files and may ask a daemon; the answers are believed while the file of
+/// users is the same, and for a while.
+#[derive(Debug, Default)]
+pub(crate) struct Accounts {
+    known: BTreeMap<(String, bool), Account>,
+    file: Option<(u64, i64, i64, u64)>,
+    since: Option<Instant>,
+}
+
+impl Accounts {
+    /// The account of a user, in a range of its own or among the node's.
+    pub(crate) fn find(
+        &mut self,
+        name: &str,
+        private: bool,
+        allowed: &BTreeSet<String>,
+    ) -> Result<Account, Refused> {
+        let file = fs::metadata("/etc/passwd").ok();
+        let file = file.map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()));
+        if self.file != file || self.since.is_none_or(|since| since.elapsed() > BELIEVED) {
+            *self = Self { file, since: Some(Instant::now()), ..Self::default() };
+        }
+        let key = (name.to_owned(), private);
+        if let Some(account) = self.known.get(&key) {
+            return Ok(*account);
+        }
+        let account = if private { private_account(name)? } else { account(name, allowed)? };
+        if self.known.len() < KNOWN_MAX {
+            self.known.insert(key, account);
+        }
+        Ok(account)
+    }
 }
 
 #[cfg(test)]
@@ -80,5 +141,14 @@ mod tests {
         assert_eq!(account("proffer-no-such", &any), Err(Refused::Unknown("proffer-no-such".into())));
         assert_eq!(account("", &none), account("nobody", &none));
         assert_ne!(account("", &none).map(|account| account.uid), Ok(0));
+        // Twice: found, and then known.
+        let mut accounts = Accounts::default();
+        for _ in 0..2 {
+            assert_eq!(accounts.find("root", true, &none), Ok(Account { uid: 0, gid: 0 }));
+            assert_eq!(accounts.find("root", false, &none), Err(Refused::NotAllowed("root".into())));
+            assert_eq!(accounts.find("1234", true, &none), Ok(Account { uid: 1234, gid: 1234 }));
+            assert_eq!(accounts.find("1234", false, &any), Err(Refused::Unknown("1234".into())));
+            assert_eq!(accounts.find("65536", true, &none), Err(Refused::Unknown("65536".into())));
+        }
     }
 }

@@ -83,6 +83,8 @@ impl Bench {
             covers: Vec::new(),
             task_users: BTreeSet::new(),
             supervisor_idle: Duration::from_secs(60),
+            users: Default::default(),
+            seccomp: Default::default(),
         };
         let bench = Self::new(Kind::Real { options: Box::new(options), dir, life: None });
         if isolation == Isolation::Linux {
@@ -154,7 +156,8 @@ impl Bench {
             cpus_milli: 500,
             memory_bytes: 64 << 20,
             pids_max: 50,
-            hostname: String::new(),
+            burst: Default::default(),
+            container: Default::default(),
             logs: LogLimits::default(),
             supervision: Supervision::default(),
         }
@@ -337,7 +340,8 @@ impl Bench {
     /// The processes in a launch's group, in any hierarchy.
     pub(crate) fn processes(&self, launch: LaunchId) -> Vec<i32> {
         let Kind::Real { options, .. } = &self.kind else { return Vec::new() };
-        let group = PathBuf::from("proffer").join(&options.agent_instance).join(format!("{:016x}", launch.0));
+        let Some(group) = self.group(launch) else { return Vec::new() };
+        let group = PathBuf::from("proffer").join(&options.agent_instance).join(group);
         let root = Path::new("/sys/fs/cgroup");
         let roots = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
         let lists = roots.chain([root.to_owned()]).map(|root| root.join(&group).join("cgroup.procs"));
@@ -347,10 +351,28 @@ impl Bench {
             .collect()
     }
 
-    /// The agent's groups in every hierarchy, relative to its own.
+    /// The name of a launch's group.
+    pub(crate) fn group(&self, launch: LaunchId) -> Option<String> {
+        let held = std::fs::read_link(self.runtime().join("held").join(format!("{:016x}", launch.0))).ok()?;
+        let slot = held.to_str()?.split(' ').next()?;
+        Some(format!("slot-{slot:0>16}"))
+    }
+
+    /// The agent's groups in every hierarchy, relative to its own, but for those that wait for a container and
+    /// those that all containers share.
     pub(crate) fn groups(&self) -> Vec<String> {
         match &self.kind {
-            Kind::Real { options, .. } => groups(&options.agent_instance),
+            Kind::Real { options, .. } => {
+                let entries =
+                    std::fs::read_dir(options.runtime_dir.join("held")).into_iter().flatten().flatten();
+                let launches = entries.filter_map(|entry| {
+                    u64::from_str_radix(entry.file_name().to_str()?, 16).ok().map(LaunchId)
+                });
+                let held: Vec<_> = launches.filter_map(|launch| self.group(launch)).collect();
+                let idle =
+                    |name: &String| name == "containers" || name.starts_with("slot-") && !held.contains(name);
+                groups(&options.agent_instance).into_iter().filter(|name| !idle(name)).collect()
+            }
             Kind::Fake { .. } => Vec::new(),
         }
     }

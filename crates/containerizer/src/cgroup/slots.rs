@@ -1,0 +1,275 @@
+//! Which group a container has, and groups that are used again.
+//!
+//! Making and removing a group costs several times what its container's other cgroup work does, so an emptied one
+//! waits for the next container of the same framework. It never serves another framework: what the kernel keeps of a
+//! group (statistics, some charged memory) is then never of a stranger. A group that was changed in any way besides
+//! the ordinary limits, was killed through, or still holds memory, is removed instead.
+//!
+//! Which container has which group, what the group's counters said before it came, and which range of user ids it has,
+//! is a symbolic link in a directory on a tmpfs: one system call to write, and whole or not there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proffer_types::{FrameworkId, LaunchId};
+
+use super::group::Limits;
+use super::{name, parse};
+use crate::Error;
+
+/// Most groups that wait, of all frameworks together: as many containers may end and begin at once without a group
+/// being made.
+const IDLE_MAX: usize = 64;
+
+/// A container's group, and what else it has to itself on this node.
+#[derive(Clone, Debug)]
+pub(super) struct Holding {
+    pub(super) slot: u64,
+    pub(super) framework: FrameworkId,
+    /// It has served another container before.
+    pub(super) again: bool,
+    /// Its counters before the container came.
+    pub(super) oom_kills_before: u64,
+    pub(super) cpu_usec_before: u64,
+    /// The range of user ids.
+    pub(super) ids: Option<u32>,
+    /// Nothing but limits was done to it, so that it may serve again.
+    pub(super) plain: bool,
+    /// What is set, if that is known.
+    pub(super) limits: Option<Limits>,
+    /// v2: what tells the peak of its memory since the container came, if it has served another before.
+    pub(super) peak: Option<Arc<OwnedFd>>,
+}
+
+/// A group that waits for a container.
+#[derive(Clone, Debug)]
+pub(super) struct Idle {
+    pub(super) slot: u64,
+    pub(super) limits: Option<Limits>,
+    pub(super) oom_kills: u64,
+    pub(super) cpu_usec: u64,
+}
+
+/// All groups of containers of an agent.
+#[derive(Debug)]
+pub(super) struct Slots {
+    dir: PathBuf,
+    held: BTreeMap<LaunchId, Holding>,
+    idle: BTreeMap<FrameworkId, Vec<Idle>>,
+    next: u64,
+    next_ids: u32,
+}
+
+impl Slots {
+    /// Reads what an earlier life of the agent wrote.
+    pub(super) fn open(dir: &Path) -> Result<Self, Error> {
+        let failed = |operation| move |source| Error::Path { operation, path: dir.to_owned(), source };
+        fs::create_dir_all(dir).map_err(failed("create directory"))?;
+        let mut held = BTreeMap::new();
+        for entry in fs::read_dir(dir).map_err(failed("read directory"))?.flatten() {
+            let Some(launch) = entry.file_name().to_str().and_then(parse) else { continue };
+            let text = fs::read_link(entry.path()).unwrap_or_default();
+            match Holding::read(&text.to_string_lossy()) {
+                Some(holding) => drop(held.insert(launch, holding)),
+                None => {
+                    tracing::error!(launch.id = launch.0, ?text, "what a container holds is not readable")
+                }
+            }
+        }
+        let next = held.values().map(|holding: &Holding| holding.slot + 1).max().unwrap_or(1);
+        let next_ids = held.values().filter_map(|holding| holding.ids).max().map_or(0, |last| last + 1);
+        Ok(Self { dir: dir.to_owned(), held, idle: BTreeMap::new(), next, next_ids })
+    }
+
+    pub(super) fn get(&self, launch: LaunchId) -> Option<&Holding> {
+        self.held.get(&launch)
+    }
+
+    pub(super) fn get_mut(&mut self, launch: LaunchId) -> Option<&mut Holding> {
+        self.held.get_mut(&launch)
+    }
+
+    pub(super) fn launches(&self) -> impl Iterator<Item = LaunchId> + '_ {
+        self.held.keys().copied()
+    }
+
+    /// Whether a container has the group.
+    pub(super) fn is_held(&self, slot: u64) -> bool {
+        self.held.values().any(|holding| holding.slot == slot)
+    }
+
+    /// Never used before by this life, nor held from an earlier one.
+    pub(super) fn new_slot(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// A group that waits for a container of the framework, rather one with these limits.
+    pub(super) fn take_idle(&mut self, framework: FrameworkId, limits: &Limits) -> Option<Idle> {
+        let idle = self.idle.get_mut(&framework)?;
+        let same = idle.iter().rposition(|idle| idle.limits.as_ref() == Some(limits));
+        let taken = match same {
+            Some(at) => Some(idle.remove(at)),
+            None => idle.pop(),
+        };
+        if idle.is_empty() {
+            self.idle.remove(&framework);
+        }
+        taken
+    }
+
+    /// Whether one more may wait.
+    pub(super) fn has_room(&self) -> bool {
+        self.idle.values().map(Vec::len).sum::<usize>() < IDLE_MAX
+    }
+
+    pub(super) fn put_idle(&mut self, framework: FrameworkId, idle: Idle) {
+        self.idle.entry(framework).or_default().push(idle);
+    }
+
+    /// The groups that wait for containers of a framework, or of any; they no longer do.
+    pub(super) fn drain_idle(&mut self, framework: Option<FrameworkId>) -> Vec<u64> {
+        let drained: Vec<Vec<Idle>> = match framework {
+            Some(framework) => self.idle.remove(&framework).into_iter().collect(),
+            None => std::mem::take(&mut self.idle).into_values().collect(),
+        };
+        drained.into_iter().flatten().map(|idle| idle.slot).collect()
+    }
+
+    /// The next range of user ids that no container has, of `count`; the one that was free longest.
+    pub(super) fn free_ids(&self, count: u32) -> Option<u32> {
+        let taken: BTreeSet<u32> = self.held.values().filter_map(|holding| holding.ids).collect();
+        let from = if self.next_ids < count { self.next_ids } else { 0 };
+        (from..count).chain(0..from).find(|ids| !taken.contains(ids))
+    }
+
+    /// Writes down what a container has, before it has it.
+    pub(super) fn hold(&mut self, launch: LaunchId, holding: Holding) -> Result<(), Error> {
+        let path = self.dir.join(name(launch));
+        std::os::unix::fs::symlink(holding.write(), &path).map_err(|source| Error::Path {
+            operation: "write",
+            path,
+            source,
+        })?;
+        if let Some(ids) = holding.ids {
+            self.next_ids = ids + 1;
+        }
+        self.held.insert(launch, holding);
+        Ok(())
+    }
+
+    /// A container has nothing any more.
+    pub(super) fn let_go(&mut self, launch: LaunchId) {
+        let path = self.dir.join(name(launch));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %path.display(), "remove a record");
+            }
+            _ => {}
+        }
+        self.held.remove(&launch);
+    }
+
+    /// Removes the directory, which must be empty.
+    pub(super) fn remove_dir(&self) {
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
+impl Holding {
+    /// `SLOT FRAMEWORK AGAIN OOM_KILLS CPU_USEC IDS`, hexadecimal; no ids are `-`.
+    fn write(&self) -> String {
+        let ids = self.ids.map_or_else(|| "-".to_owned(), |ids| format!("{ids:x}"));
+        let Self { slot, framework, again, oom_kills_before, cpu_usec_before, .. } = self;
+        let again = u8::from(*again);
+        format!("{slot:x} {:x} {again} {oom_kills_before:x} {cpu_usec_before:x} {ids}", framework.0)
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let [slot, framework, again, oom_kills, cpu_usec, ids] = words[..] else { return None };
+        let number = |word| u64::from_str_radix(word, 16).ok();
+        let ids = match ids {
+            "-" => None,
+            ids => Some(u32::from_str_radix(ids, 16).ok()?),
+        };
+        Some(Self {
+            slot: number(slot)?,
+            framework: FrameworkId(number(framework)?),
+            again: again == "1",
+            oom_kills_before: number(oom_kills)?,
+            cpu_usec_before: number(cpu_usec)?,
+            ids,
+            // What else an earlier life did to it was not written down.
+            plain: false,
+            limits: None,
+            peak: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holding(slot: u64, ids: Option<u32>) -> Holding {
+        Holding {
+            slot,
+            framework: FrameworkId(7),
+            again: true,
+            oom_kills_before: 2,
+            cpu_usec_before: 1 << 40,
+            ids,
+            plain: true,
+            limits: None,
+            peak: None,
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_found_again() {
+        let dir = std::env::temp_dir().join(format!("proffer-test-slots-{}", std::process::id()));
+        let mut slots = Slots::open(&dir).expect("opened");
+        let first = slots.new_slot();
+        slots.hold(LaunchId(1), holding(first, Some(3))).expect("held");
+        slots.hold(LaunchId(2), holding(9, None)).expect("held");
+        let mut again = Slots::open(&dir).expect("opened again");
+        let found = again.get(LaunchId(1)).expect("held").clone();
+        assert_eq!((found.slot, found.ids, found.again), (first, Some(3), true));
+        assert_eq!((found.oom_kills_before, found.cpu_usec_before), (2, 1 << 40));
+        assert!(!found.plain, "an earlier life may have done anything to it");
+        assert!(again.is_held(9) && again.new_slot() > 9);
+        again.let_go(LaunchId(1));
+        again.let_go(LaunchId(2));
+        again.remove_dir();
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn no_two_have_the_same_ids_and_each_is_left_alone_for_long() {
+        let dir = std::env::temp_dir().join(format!("proffer-test-ids-{}", std::process::id()));
+        let mut slots = Slots::open(&dir).expect("opened");
+        let mut given = Vec::new();
+        for launch in 1..=3 {
+            let ids = slots.free_ids(3).expect("free");
+            slots.hold(LaunchId(launch), holding(launch, Some(ids))).expect("held");
+            given.push(ids);
+        }
+        assert_eq!(given, [0, 1, 2]);
+        assert_eq!(slots.free_ids(3), None);
+        slots.let_go(LaunchId(2));
+        assert_eq!(slots.free_ids(3), Some(1));
+        slots.let_go(LaunchId(1));
+        slots.hold(LaunchId(4), holding(4, slots.free_ids(3))).expect("held");
+        assert_eq!(slots.get(LaunchId(4)).expect("held").ids, Some(0));
+        assert_eq!(slots.free_ids(3), Some(1));
+        for launch in 1..=4 {
+            slots.let_go(LaunchId(launch));
+        }
+        slots.remove_dir();
+    }
+}

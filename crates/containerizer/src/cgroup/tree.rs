@@ -1,0 +1,488 @@
+//! One agent's groups.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use proffer_types::{FrameworkId, LaunchId};
+
+use super::group::Group;
+use super::slots::{Holding, Idle, Slots};
+use super::{Counters, Entry, Extras, Layout, Limits};
+use super::{cpu, cpuset, devices, hugetlb, make, memory, parse, read_number, write};
+use crate::{Error, Usage};
+
+/// The directory all our groups are under.
+const TOP: &str = "proffer";
+const SUPERVISORS: &str = "supervisors";
+const CONTAINERS: &str = "containers";
+const SLOT: &str = "slot-";
+/// What our cpus weigh against those of the machine's own groups. More would make daemons wait too long for their
+/// turn when tasks are busy.
+const TOP_SHARE: u64 = 8;
+/// A group that holds more than this after its last process is not used again (bytes): what is left would be charged to
+/// the next.
+const LEFT_MAX: u64 = 1 << 20;
+/// How long a group that nobody has is waited for at the start.
+const STRANGER_MAX: Duration = Duration::from_secs(5);
+
+/// One agent's groups.
+#[derive(Clone, Debug)]
+pub(crate) struct Tree {
+    layout: Layout,
+    instance: String,
+    rules: Arc<Rules>,
+    slots: Arc<Mutex<Slots>>,
+}
+
+/// What holds for all containers.
+#[derive(Debug, Default)]
+struct Rules {
+    /// v2.
+    devices: Option<devices::Program>,
+    /// v1: the groups that all containers are in.
+    shared: Vec<PathBuf>,
+    huge_page_sizes: Vec<u64>,
+    /// Whether the peak of a group's memory can begin anew; if not, no group is used again.
+    peak_resets: bool,
+    /// What this machine does not let us do.
+    lacks: Vec<String>,
+}
+
+impl Tree {
+    /// Makes the groups that are there for as long as the agent is, and takes up what an earlier life left. `held` is
+    /// where it is written down which container has which group.
+    pub(crate) fn create(layout: Layout, instance: &str, held: &Path) -> Result<Self, Error> {
+        let mut tree = Self::existing(layout, instance, held)?;
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        for root in tree.layout.roots() {
+            tree.create_in(&root)?;
+        }
+        // A group's share is compared with its siblings' only, and each process of the root group is one: a busy
+        // machine would leave the tasks a fraction of what they were promised. Their limits, not the share, keep
+        // them from taking the machine.
+        let cpu = tree.layout.cpu_root();
+        for group in [cpu.join(TOP), cpu.join(TOP).join(instance)] {
+            cpu::set_share(&group, cpus * 1000 * TOP_SHARE, tree.layout.is_v2())?;
+        }
+        tree.rules = Arc::new(tree.make_rules()?);
+        tree.remove_strangers()?;
+        tree.keep_memory();
+        Ok(tree)
+    }
+
+    /// The tree of an agent that may or may not have made it.
+    pub(crate) fn existing(layout: Layout, instance: &str, held: &Path) -> Result<Self, Error> {
+        let slots = Arc::new(Mutex::new(Slots::open(held)?));
+        Ok(Self { layout, instance: instance.to_owned(), rules: Arc::default(), slots })
+    }
+
+    fn create_in(&self, root: &Path) -> Result<(), Error> {
+        let top = root.join(TOP);
+        let own = top.join(&self.instance);
+        let v2 = self.layout.is_v2();
+        if v2 {
+            self.delegate(root)?;
+        }
+        let mut tries = 0;
+        loop {
+            let made = make(&top)
+                .and_then(|()| if v2 { self.delegate(&top) } else { Ok(()) })
+                .and_then(|()| make(&own));
+            match made {
+                // Another agent that ends may just have found the top empty.
+                Err(Error::Path { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound && tries < 100 =>
+                {
+                    tries += 1
+                }
+                made => break made?,
+            }
+        }
+        if v2 {
+            self.delegate(&own)?;
+        }
+        make(&own.join(SUPERVISORS))
+    }
+
+    /// v2: lets the groups below have the controllers we use.
+    fn delegate(&self, dir: &Path) -> Result<(), Error> {
+        let Layout::V2 { controllers, .. } = &self.layout else { return Ok(()) };
+        let all: Vec<String> = controllers.iter().map(|name| format!("+{name}")).collect();
+        let path = dir.join("cgroup.subtree_control");
+        write(&path, &all.join(" ")).map_err(|error| match error {
+            Error::Path { source, .. } => Error::Path { operation: "enable controllers in", path, source },
+            error => error,
+        })
+    }
+
+    fn make_rules(&self) -> Result<Rules, Error> {
+        let mut rules = Rules { huge_page_sizes: hugetlb::sizes(), peak_resets: true, ..Rules::default() };
+        let Layout::V1 { unified, .. } = &self.layout else {
+            rules.peak_resets = self.supervisors().reset_peak().is_ok();
+            match devices::Program::load() {
+                Ok(program) => rules.devices = Some(program),
+                Err(error) => {
+                    rules.lacks.push(format!("access to devices is not limited: {}", chain(&error)))
+                }
+            }
+            rules.name_missing(&self.layout);
+            return Ok(rules);
+        };
+        for root in self.layout.further_roots() {
+            let top = root.join(TOP);
+            let own = top.join(&self.instance);
+            if Some(&root) == unified.as_ref() {
+                make(&top)?;
+                for dir in [&root, &top] {
+                    write(&dir.join("cgroup.subtree_control"), "+hugetlb")?;
+                }
+                make(&own)?;
+                write(&own.join("cgroup.subtree_control"), "+hugetlb")?;
+            } else {
+                make(&top).and_then(|()| make(&own))?;
+            }
+        }
+        let own_of = |controller: &str| {
+            self.layout.root_of(controller).map(|root| root.join(TOP).join(&self.instance))
+        };
+        if let Some(own) = own_of("cpuset") {
+            own.parent().map_or(Ok(()), cpuset::inherit)?;
+            cpuset::inherit(&own)?;
+        }
+        match own_of("devices") {
+            Some(own) => {
+                let all = own.join(CONTAINERS);
+                make(&all)?;
+                devices::set_v1(&all)?;
+                rules.shared.push(all);
+            }
+            None => rules.lacks.push("access to devices is not limited: no hierarchy for it".to_owned()),
+        }
+        // Those that ask for no huge pages share a group that has none; where there are none at all, they need no
+        // group. A pool that is made later counts from the agent's next start.
+        if let Some(own) = own_of("hugetlb").filter(|_| hugetlb::any()) {
+            let all = own.join(CONTAINERS);
+            make(&all)?;
+            let none = Default::default();
+            hugetlb::set(&all, &rules.huge_page_sizes, &none, self.layout.speaks_v2("hugetlb"))?;
+            rules.shared.push(all);
+        }
+        rules.name_missing(&self.layout);
+        Ok(rules)
+    }
+
+    /// Whether emptied groups are used again.
+    #[cfg(test)]
+    pub(super) fn can_recycle(&self) -> bool {
+        self.rules.peak_resets
+    }
+
+    /// What this machine cannot keep of what containers are promised, for people.
+    pub(crate) fn lacks(&self) -> &[String] {
+        &self.rules.lacks
+    }
+
+    /// Groups that no container has: they were waiting for one, or were just made, when the agent died.
+    fn remove_strangers(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + STRANGER_MAX;
+        for slot in self.slots_made() {
+            if self.slots().is_held(slot) {
+                continue;
+            }
+            let group = self.slot(slot);
+            while !group.remove()? {
+                group.kill()?;
+                if Instant::now() > deadline {
+                    tracing::error!(slot, "a cgroup that belongs to no container cannot be emptied");
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a container its group, limited, and opens what it enters it by; what it has already it keeps.
+    pub(crate) fn take(
+        &self,
+        (launch, framework): (LaunchId, FrameworkId),
+        limits: &Limits,
+        extras: &Extras<'_>,
+        ids: Option<u32>,
+    ) -> Result<Entry, Error> {
+        let mut slots = self.slots();
+        if let Some(holding) = slots.get(launch) {
+            let slot = holding.slot;
+            drop(slots);
+            return self.slot(slot).entry(&self.rules.shared);
+        }
+        let plain = extras.is_empty() && limits.kept_bytes() == 0;
+        let idle = if plain { slots.take_idle(framework, limits) } else { None };
+        let holding = Holding {
+            slot: idle.as_ref().map_or_else(|| slots.new_slot(), |idle| idle.slot),
+            framework,
+            again: idle.is_some(),
+            oom_kills_before: idle.as_ref().map_or(0, |idle| idle.oom_kills),
+            cpu_usec_before: idle.as_ref().map_or(0, |idle| idle.cpu_usec),
+            ids,
+            plain: plain && self.rules.peak_resets,
+            limits: Some(*limits),
+            peak: None,
+        };
+        let slot = holding.slot;
+        slots.hold(launch, holding)?;
+        drop(slots);
+        let group = self.slot(slot);
+        match idle {
+            Some(idle) => {
+                group.limit(limits, idle.limits.as_ref(), false)?;
+                let peak = group.reset_peak()?.map(Arc::new);
+                if let (Some(peak), Some(holding)) = (peak, self.slots().get_mut(launch)) {
+                    holding.peak = Some(peak);
+                }
+            }
+            None => {
+                group.create()?;
+                if let Some(program) = &self.rules.devices {
+                    program.attach(&group.directory())?;
+                }
+                group.limit(limits, None, true)?;
+                group.set_extras(extras, &self.rules.huge_page_sizes)?;
+            }
+        }
+        if limits.kept_bytes() > 0 {
+            self.keep_memory();
+        }
+        group.entry(&self.rules.shared)
+    }
+
+    /// The range of user ids that a container has, or else the next that is free of `count`.
+    pub(crate) fn ids(&self, launch: LaunchId, count: u32) -> Option<u32> {
+        let slots = self.slots();
+        slots.get(launch).and_then(|holding| holding.ids).or_else(|| slots.free_ids(count))
+    }
+
+    /// Takes a container's group back; `false` while the kernel holds it busy.
+    pub(crate) fn release(&self, launch: LaunchId) -> Result<bool, Error> {
+        let Some(holding) = self.slots().get(launch).cloned() else {
+            // Of an agent that named groups by launches; or there never was one.
+            return self.named(launch).remove();
+        };
+        let group = self.slot(holding.slot);
+        let kept = holding.limits.as_ref().is_none_or(|limits| limits.kept_bytes() > 0);
+        if holding.plain && self.slots().has_room() && group.is_clean()? {
+            if let Some(idle) = self.rest(&group, &holding)? {
+                let mut slots = self.slots();
+                slots.let_go(launch);
+                slots.put_idle(holding.framework, idle);
+                return Ok(true);
+            }
+        }
+        if !group.remove()? {
+            return Ok(false);
+        }
+        self.slots().let_go(launch);
+        if kept {
+            self.keep_memory();
+        }
+        Ok(true)
+    }
+
+    /// What is left in an emptied group, if that is little enough to use it again.
+    fn rest(&self, group: &Group, holding: &Holding) -> Result<Option<Idle>, Error> {
+        let usage = group.usage()?;
+        if usage.memory_bytes > LEFT_MAX {
+            return Ok(None);
+        }
+        let oom_kills = group.counters()?.oom_kills;
+        let Holding { slot, limits, .. } = *holding;
+        Ok(Some(Idle { slot, limits, oom_kills, cpu_usec: usage.cpu_usec }))
+    }
+
+    /// Its group is not used again: more was done to it than a container does.
+    pub(crate) fn spoil(&self, launch: LaunchId) {
+        if let Some(holding) = self.slots().get_mut(launch) {
+            holding.plain = false;
+        }
+    }
+
+    /// Removes the groups that wait for containers of a framework that has no supervisor any more.
+    pub(crate) fn remove_idle(&self, framework: FrameworkId) {
+        let idle = self.slots().drain_idle(Some(framework));
+        self.remove_slots(idle);
+    }
+
+    fn remove_slots(&self, slots: Vec<u64>) {
+        for slot in slots {
+            match self.slot(slot).remove() {
+                Ok(true) => {}
+                Ok(false) => tracing::warn!(slot, "an empty cgroup is busy"),
+                Err(error) => tracing::warn!(slot, error = chain(&error), "remove a cgroup"),
+            }
+        }
+    }
+
+    /// What the kernel counted since the container came.
+    pub(crate) fn counters(&self, launch: LaunchId) -> Result<Counters, Error> {
+        let holding = self.slots().get(launch).cloned();
+        let mut counters = self.group(launch).counters()?;
+        if let Some(holding) = holding {
+            counters.oom_kills = counters.oom_kills.saturating_sub(holding.oom_kills_before);
+            counters.memory_peak_bytes = self.peak(&holding, counters.memory_peak_bytes);
+        }
+        Ok(counters)
+    }
+
+    /// What it uses now.
+    pub(crate) fn usage(&self, launch: LaunchId) -> Result<Usage, Error> {
+        let holding = self.slots().get(launch).cloned();
+        let mut usage = self.group(launch).usage()?;
+        if let Some(holding) = holding {
+            usage.cpu_usec = usage.cpu_usec.saturating_sub(holding.cpu_usec_before);
+            usage.memory_peak_bytes = self.peak(&holding, usage.memory_peak_bytes);
+        }
+        Ok(usage)
+    }
+
+    /// On v2 the group's own file tells the peak of all the containers that it had, and what told this one's is gone
+    /// with the agent that opened it.
+    fn peak(&self, holding: &Holding, of_group: Option<u64>) -> Option<u64> {
+        if !holding.again || !self.layout.is_v2() {
+            return of_group;
+        }
+        holding.peak.as_ref().and_then(|peak| memory::peak_of(peak))
+    }
+
+    /// v2: a group's memory is left alone only as far as that of those above it is. They are given the sum, so that what
+    /// the containers use beyond is had before what the machine's daemons use.
+    fn keep_memory(&self) {
+        if !self.layout.is_v2() {
+            return;
+        }
+        let top = self.layout.cpu_root().join(TOP);
+        for dir in [top.join(&self.instance), top] {
+            let below = fs::read_dir(&dir).into_iter().flatten().flatten();
+            let kept = below.filter_map(|entry| read_number(entry.path().join("memory.low")).ok());
+            let sum = kept.fold(0, u64::saturating_add);
+            if let Err(error) = memory::set_kept(&dir, sum, true) {
+                tracing::warn!(error = chain(&error), "keep memory for containers");
+            }
+        }
+    }
+
+    /// The group of one container, made or not.
+    pub(crate) fn group(&self, launch: LaunchId) -> Group {
+        match self.slots().get(launch) {
+            Some(holding) => self.slot(holding.slot),
+            None => self.named(launch),
+        }
+    }
+
+    fn named(&self, launch: LaunchId) -> Group {
+        self.at(&super::name(launch))
+    }
+
+    fn slot(&self, slot: u64) -> Group {
+        self.at(&format!("{SLOT}{slot:016x}"))
+    }
+
+    /// The supervisors' group.
+    pub(crate) fn supervisors(&self) -> Group {
+        self.at(SUPERVISORS)
+    }
+
+    fn at(&self, name: &str) -> Group {
+        Group::new(self.layout.clone(), &Path::new(TOP).join(&self.instance).join(name))
+    }
+
+    /// Files by which a process enters the supervisors' group: it writes `0` to each.
+    pub(crate) fn supervisor_entries(&self) -> Result<Vec<File>, Error> {
+        let own =
+            self.layout.roots().into_iter().map(|root| root.join(TOP).join(&self.instance).join(SUPERVISORS));
+        own.map(|dir| {
+            let path = dir.join("cgroup.procs");
+            let file = OpenOptions::new().write(true).open(&path);
+            file.map_err(|source| Error::Path { operation: "open for writing", path, source })
+        })
+        .collect()
+    }
+
+    /// The containers that have a group, in ascending order.
+    pub(crate) fn launches(&self) -> Vec<LaunchId> {
+        let mut launches: Vec<LaunchId> = self.slots().launches().collect();
+        launches.extend(self.names().iter().filter_map(|name| parse(name)));
+        launches.sort_unstable();
+        launches.dedup();
+        launches
+    }
+
+    fn slots_made(&self) -> Vec<u64> {
+        let names = self.names();
+        let slots = names.iter().filter_map(|name| name.strip_prefix(SLOT).and_then(parse));
+        slots.map(|slot| slot.0).collect()
+    }
+
+    /// What is below the agent's own groups, in any hierarchy.
+    fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for root in self.layout.roots().into_iter().chain(self.layout.further_roots()) {
+            let Ok(entries) = fs::read_dir(root.join(TOP).join(&self.instance)) else { continue };
+            let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            names.extend(dirs.filter_map(|entry| entry.file_name().into_string().ok()));
+        }
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Removes the agent's own groups, which must be empty, and ours at the top if no other agent has any.
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        self.slots().drain_idle(None);
+        let idle = self.slots_made().into_iter().filter(|slot| !self.slots().is_held(*slot)).collect();
+        self.remove_slots(idle);
+        for root in self.layout.roots().into_iter().chain(self.layout.further_roots()) {
+            let top = root.join(TOP);
+            let own = top.join(&self.instance);
+            for dir in [own.join(SUPERVISORS), own.join(CONTAINERS), own] {
+                match fs::remove_dir(&dir) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(source) => return Err(Error::Path { operation: "remove cgroup", path: dir, source }),
+                }
+            }
+            // Another agent's group keeps it.
+            let _ = fs::remove_dir(&top);
+        }
+        self.slots().remove_dir();
+        Ok(())
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().expect("no panic while it is held")
+    }
+}
+
+impl Rules {
+    fn name_missing(&mut self, layout: &Layout) {
+        for (controller, field) in [("cpuset", "cpuset"), ("io", "io"), ("hugetlb", "hugetlb")] {
+            if layout.root_of(controller).is_none() {
+                let what = format!("no cgroup controller {controller}: container.{field} is refused");
+                self.lacks.push(what);
+            }
+        }
+    }
+}
+
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
