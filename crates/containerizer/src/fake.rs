@@ -535,6 +535,11 @@ impl Containerizer for Fake {
         }
     }
 
+    fn resize(&mut self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) {
+        // Nothing here is limited, and so nothing is larger or smaller.
+        let _ = (launch, cpus_milli, memory_bytes);
+    }
+
     fn forget(&mut self, launch: LaunchId) {
         let Some(mut state) = self.alive() else { return };
         match state.containers.get_mut(&launch) {

@@ -89,6 +89,11 @@ pub trait Containerizer: Send {
     /// unknown launch nothing happens.
     fn kill(&mut self, launch: LaunchId, grace_ms: u64);
 
+    /// Makes a container larger or smaller than it was launched: its cpu share and limit (milli) and its memory limit
+    /// (bytes). Memory that it uses is not taken away: the limit is then what it uses. Of one that has ended or is
+    /// unknown nothing happens, and nothing where limits are not enforced.
+    fn resize(&mut self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64);
+
     /// Lets go of a launch; one that still runs is killed first (and its end is told). Its cgroup is removed and its
     /// supervisor told to remove its records, then [`Event::Gone`] is told, also for an unknown launch. Sandbox and
     /// logs stay until [`gc`](Self::gc). The caller must not launch the id again.

@@ -259,6 +259,37 @@ impl Tree {
         group.entry(&self.rules.shared)
     }
 
+    /// Sets other limits of processor time and memory; memory that is in use stays allowed.
+    pub(crate) fn resize(&self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) -> Result<(), Error> {
+        let group = self.group(launch);
+        if !group.exists() {
+            return Ok(());
+        }
+        let before = self.slots().get(launch).and_then(|holding| holding.limits);
+        // Below what is used v1 refuses a limit, and v2 kills for it.
+        let used = group.usage()?.memory_bytes;
+        let most = if used < memory_bytes { memory_bytes } else { used.saturating_add(LEFT_MAX) };
+        let limits = Limits {
+            cpus_milli,
+            cpus_milli_max: Some(cpus_milli),
+            memory_bytes,
+            memory_bytes_max: Some(most),
+            pids_max: before.map_or(u64::MAX, |before| before.pids_max),
+        };
+        // How many processes there may be stays as it is.
+        let before = before.unwrap_or(Limits {
+            cpus_milli: 0,
+            cpus_milli_max: None,
+            memory_bytes_max: None,
+            ..limits
+        });
+        group.limit(&limits, Some(&before), false)?;
+        if let Some(holding) = self.slots().get_mut(launch) {
+            holding.limits = Some(limits);
+        }
+        Ok(())
+    }
+
     /// The range of user ids that a container has, or else the next that is free of `count`.
     pub(crate) fn ids(&self, launch: LaunchId, count: u32) -> Option<u32> {
         let slots = self.slots();

@@ -91,7 +91,7 @@ impl TestTree {
 
     /// Runs a script in a container's group, from its first byte on.
     fn run(&self, entry: Entry, script: &str) -> Child {
-        let mut child = Command::new("sh")
+        let child = Command::new("sh")
             .args(["-c", &format!("read go; {script}")])
             .stdin(Stdio::piped())
             .stderr(Stdio::null())
@@ -107,7 +107,7 @@ impl TestTree {
         for file in files {
             rustix::io::write(&file, child.id().to_string().as_bytes()).expect("moved");
         }
-        child.stdin.take().expect("a pipe").write_all(b"go\n").expect("written");
+        child.stdin.as_ref().expect("a pipe").write_all(b"go\n").expect("written");
         child
     }
 }
@@ -198,6 +198,31 @@ fn a_burst_is_above_what_is_promised() {
         assert_eq!(above(), 32 << 20);
     }
     tree.release(2);
+}
+
+#[test]
+fn a_container_is_made_larger_and_smaller() {
+    let Some(tree) = tree("resize") else { return };
+    let entry = tree.take(1, &LIMITS);
+    let most = || tree.file(1, "memory", "memory.limit_in_bytes", "memory.max").expect("memory");
+    tree.tree.resize(LaunchId(1), 1000, 64 << 20).expect("larger");
+    assert_eq!(most(), (64 << 20).to_string());
+    let v2 = tree.layout.is_v2();
+    let quota = tree.file(1, "cpu", "cpu.cfs_quota_us", "cpu.max").expect("cpu");
+    assert_eq!(quota, if v2 { "100000 100000" } else { "100000" });
+    // 40 MiB in a shell's variable, held until it is told to go on.
+    let script = "x=$(head -c 20971520 /dev/zero | tr '\\000' x); read go";
+    let mut child = tree.run(entry, script);
+    until("it holds its memory", || tree.usage(LaunchId(1)).expect("usage").memory_bytes > 20 << 20);
+    tree.tree.resize(LaunchId(1), 500, 8 << 20).expect("smaller than what it uses");
+    assert!(child.try_wait().expect("waited").is_none(), "what it uses is not taken away");
+    assert!(most().parse::<u64>().is_ok_and(|most| most > 20 << 20 && most < 64 << 20), "{}", most());
+    child.kill().expect("killed");
+    child.wait().expect("waited");
+    assert_eq!(tree.file(1, "pids", "pids.max", "pids.max").expect("pids"), "21");
+    tree.spoil(LaunchId(1));
+    tree.release(1);
+    tree.tree.resize(LaunchId(1), 500, 8 << 20).expect("of one that is gone nothing happens");
 }
 
 #[test]

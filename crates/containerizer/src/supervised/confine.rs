@@ -72,6 +72,18 @@ impl Confinement {
         }
     }
 
+    /// Sets other limits, if the container has any.
+    pub(crate) fn resize(&self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) {
+        let Self::Cgroups(tree) = self else { return };
+        if let Err(error) = tree.resize(launch, cpus_milli, memory_bytes) {
+            tracing::warn!(
+                launch.id = launch.0,
+                error = &error as &dyn std::error::Error,
+                "set another limit of a cgroup"
+            );
+        }
+    }
+
     /// A framework has no supervisor any more: nothing is kept ready for it.
     pub(crate) fn remove_idle(&self, framework: FrameworkId) {
         if let Self::Cgroups(tree) = self {

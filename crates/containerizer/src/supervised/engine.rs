@@ -39,6 +39,7 @@ pub(super) enum Command {
     SignalExec(ExecId, i32),
     Ask(LaunchId, Thing, Answer<OwnedFd>),
     Kill(LaunchId, u64),
+    Resize(LaunchId, u64, u64),
     Forget(LaunchId),
     Gc(GcPolicy),
     Stop,
@@ -214,6 +215,9 @@ impl Engine {
                 Ok(Command::SignalExec(exec, signal)) => self.on_exec_signal(exec, signal),
                 Ok(Command::Ask(id, thing, answer)) => self.on_ask(id, thing, answer),
                 Ok(Command::Kill(id, grace_ms)) => self.on_kill(id, grace_ms),
+                Ok(Command::Resize(id, cpus_milli, memory_bytes)) => {
+                    self.on_resize(id, cpus_milli, memory_bytes);
+                }
                 Ok(Command::Forget(id)) => self.on_forget(id),
                 Ok(Command::Gc(policy)) => self.on_gc(policy),
                 Err(TryRecvError::Empty) => return true,
@@ -349,6 +353,16 @@ impl Engine {
                 self.order(instance, Order::Kill(Kill { launch_id: id.0, grace_ms }));
             }
         }
+    }
+
+    fn on_resize(&mut self, id: LaunchId, cpus_milli: u64, memory_bytes: u64) {
+        let Some(launch) = self.launches.get_mut(&id).filter(|launch| launch.is_open()) else { return };
+        launch.memory_bytes = memory_bytes;
+        if let Some(spec) = &mut launch.spec {
+            // It may not have been made yet.
+            (spec.cpus_milli, spec.memory_bytes) = (cpus_milli, memory_bytes);
+        }
+        self.confinement.resize(id, cpus_milli, memory_bytes);
     }
 
     fn on_forget(&mut self, id: LaunchId) {

@@ -200,6 +200,10 @@ impl Containerizer for Supervised {
         self.command(Command::Kill(launch, grace_ms));
     }
 
+    fn resize(&mut self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) {
+        self.command(Command::Resize(launch, cpus_milli, memory_bytes));
+    }
+
     fn forget(&mut self, launch: LaunchId) {
         self.command(Command::Forget(launch));
     }
