@@ -11,7 +11,7 @@ use crate::container::Container;
 use crate::error::{Error, Step};
 use crate::request::{Extra, Isolation, Plan, Prepared, Request, Sandbox, prepare};
 use crate::sys::{self, CloneArgs, Errno};
-use crate::user_namespace::detached_mount;
+use crate::user_namespace::{UserNamespace, detached_mount};
 
 /// Drops every capability from this process's bounding set, for all containers to come. What the process has
 /// it keeps, but what it executes from now on has none.
@@ -30,7 +30,7 @@ pub fn spawn(request: &Request<'_>) -> Result<Container, Error> {
     let mut made = Vec::new();
     let mut place = |source, read_only| match source {
         Sandbox::Dir(dir) if linux => {
-            made.push(detached_mount(dir, read_only, None)?);
+            made.push(place_of(dir, read_only, request.user_namespace)?);
             Ok(made[made.len() - 1].as_raw_fd())
         }
         Sandbox::Mount(fd) | Sandbox::Dir(fd) => Ok(fd.as_raw_fd()),
@@ -55,6 +55,29 @@ pub fn spawn(request: &Request<'_>) -> Result<Container, Error> {
         return Err(error);
     }
     Ok(container)
+}
+
+/// A directory as it is given to a container. In a user namespace its files appear as those of the namespace's users; where
+/// the file system cannot show them so, the directory itself is given to the one that its owner is there, and what it
+/// already holds stays what it is.
+fn place_of(
+    dir: BorrowedFd<'_>,
+    read_only: bool,
+    namespace: Option<&UserNamespace>,
+) -> Result<OwnedFd, Error> {
+    let Some(namespace) = namespace else { return detached_mount(dir, read_only, None) };
+    match detached_mount(dir, read_only, Some(namespace)) {
+        Err(error) if matches!(error.errno, libc::EINVAL | libc::EOPNOTSUPP) => {
+            let failed = |errno: nix::Error| Error::new(Step::SandboxAttr, errno as i32);
+            let stat = nix::sys::stat::fstat(dir).map_err(failed)?;
+            // One that is given already has an owner beyond the namespace's own numbers.
+            if let (Some(uid), Some(gid)) = (namespace.host_id(stat.st_uid), namespace.host_id(stat.st_gid)) {
+                nix::unistd::fchown(dir, Some(uid.into()), Some(gid.into())).map_err(failed)?;
+            }
+            detached_mount(dir, read_only, None)
+        }
+        mounted => mounted,
+    }
 }
 
 /// Moves the child into its v1 groups.
