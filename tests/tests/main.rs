@@ -15,6 +15,7 @@ mod nodes;
 mod offers;
 mod python;
 mod start;
+mod walk;
 
 use std::time::Duration;
 

@@ -17,18 +17,18 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(240);
 const PROTOS: [&str; 3] = ["common/v1/common.proto", "scheduler/v1/scheduler.proto", "admin/v1/admin.proto"];
 
 /// A file of the repository.
-fn repository(path: &str) -> PathBuf {
+pub(super) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository").join(path)
 }
 
 /// A place below the target directory that is kept between runs.
-fn kept(name: &str) -> PathBuf {
+pub(super) fn kept(name: &str) -> PathBuf {
     let program = proffer_tests::cluster::program("proffer");
     program.ancestors().nth(2).expect("target/debug/proffer").join(name)
 }
 
 /// Runs a command to its end; what it said if it failed.
-async fn done(command: &mut Command, limit: Duration) -> Result<String, String> {
+pub(super) async fn done(command: &mut Command, limit: Duration) -> Result<String, String> {
     let what = format!("{:?}", command.as_std());
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(limit, command.output()).await;
@@ -45,7 +45,7 @@ async fn done(command: &mut Command, limit: Duration) -> Result<String, String> 
 ///
 /// # Errors
 /// Why there is none: no Python here, or its packages cannot be fetched.
-async fn interpreter() -> Result<PathBuf, String> {
+pub(super) async fn interpreter() -> Result<PathBuf, String> {
     let wanted = fs::read_to_string(repository("examples/python/requirements.txt")).expect("requirements");
     let dir = kept("python");
     fs::create_dir_all(&dir).expect("a directory below target");
