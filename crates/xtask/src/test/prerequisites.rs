@@ -12,10 +12,13 @@ use crate::process::{self, Read};
 /// Program, Debian packages, and what for.
 pub(crate) type Needed = (&'static str, &'static str, &'static str);
 
-const PROGRAMS: [Needed; 3] = [
+const PROGRAMS: [Needed; 6] = [
     ("cc", "gcc libc6-dev", "to link the programs"),
     ("git", "git", "to list the repository's files, and to plant bugs"),
     ("sh", "dash", "as the payload of tasks"),
+    ("jq", "jq", "for the walk through the API"),
+    ("npm", "npm", "to fetch a stock gRPC client for that walk"),
+    ("python3", "python3 python3-venv python3-pip", "for the example framework"),
 ];
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 

@@ -23,8 +23,15 @@ const NEVER: [(&str, &str, &str); 7] = [
 ];
 /// What the source of every dependency begins with: a package registry, never somebody's repository.
 const SOURCE: &str = "registry+";
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/ledger.md"];
+const DOCUMENTS: [&str; 7] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/ledger.md",
+    "docs/api.md",
+    "docs/framework-in-python.md",
+];
 
 /// Length, spaces, and words that must not be there.
 pub(super) fn check() -> Result<Vec<String>> {
@@ -95,6 +102,23 @@ fn paths(text: &str) -> Vec<&str> {
     paths
 }
 
+/// What a document quotes of a program is what the program says: each block of Python is, line for line, in one of the
+/// files of the example.
+pub(super) fn check_quotations() -> Result<Vec<String>> {
+    let document = "docs/framework-in-python.md";
+    let read = |path: &str| {
+        std::fs::read_to_string(workspace::root().join(path)).with_context(|| format!("read {path}"))
+    };
+    let programs = [read("examples/python/session.py")?, read("examples/python/batch.py")?];
+    let text = read(document)?;
+    let strange = quotations(&text).filter(|block| !programs.iter().any(|program| program.contains(block)));
+    Ok(strange.map(|block| format!("{document}: quoted, and not there:\n{block}")).collect())
+}
+
+fn quotations(text: &str) -> impl Iterator<Item = &str> {
+    text.split("```python\n").skip(1).filter_map(|rest| rest.split_once("```")).map(|(block, _)| block)
+}
+
 /// The changelog's first section says something.
 pub(super) fn check_changelog() -> Result<Vec<String>> {
     let text =
@@ -107,6 +131,12 @@ pub(super) fn check_changelog() -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quotations_are_found() {
+        let text = "a\n```python\nx = 1\n```\n```sh\ny\n```\n```python\nz\n```\n";
+        assert_eq!(quotations(text).collect::<Vec<_>>(), ["x = 1\n", "z\n"]);
+    }
 
     #[test]
     fn paths_are_told_from_other_words() {

@@ -11,12 +11,13 @@ use anyhow::Result;
 pub(crate) type Rule = (&'static str, fn() -> Result<Vec<String>>);
 
 /// All rules.
-pub(crate) const RULES: [Rule; 7] = [
+pub(crate) const RULES: [Rule; 8] = [
     ("crates depend in one direction", arrows::check),
     ("every crate takes the workspace's lints and versions", arrows::check_manifests),
     ("what decides does nothing", pure::check),
     ("files are short and name nothing of one machine", files::check),
     ("documents name only files that exist", files::check_documents),
+    ("documents quote programs as they are", files::check_quotations),
     ("the changelog has something to say", files::check_changelog),
     ("planted bugs still apply", plants::check),
 ];
