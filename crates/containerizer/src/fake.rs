@@ -535,6 +535,11 @@ impl Containerizer for Fake {
         }
     }
 
+    fn holds(&self, launch: LaunchId, _: i32) -> bool {
+        // Whoever acts for it.
+        self.alive().is_some_and(|state| state.containers.contains_key(&launch))
+    }
+
     fn resize(&mut self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) {
         // Nothing here is limited, and so nothing is larger or smaller.
         let _ = (launch, cpus_milli, memory_bytes);

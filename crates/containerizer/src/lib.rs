@@ -116,6 +116,9 @@ pub trait Containerizer: Send {
     /// no agent is in its queue.
     fn listener(&mut self, launch: LaunchId, answer: Answer<OwnedFd>);
 
+    /// Whether a process is one of a container's. With plain processes this is best effort: a task can deny its own.
+    fn holds(&self, launch: LaunchId, pid: i32) -> bool;
+
     /// Asks for the master's side of the terminal of a container that was given one, to write to and to
     /// [`resize`](crate::resize), non-blocking. What the container writes to it is in its logs, as standard output: who
     /// reads here takes that away.

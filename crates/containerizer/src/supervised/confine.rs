@@ -115,6 +115,16 @@ impl Confinement {
         }
     }
 
+    /// Whether a process is one of the container's.
+    pub(crate) fn holds(&self, launch: LaunchId, pid: i32) -> bool {
+        match self {
+            Self::Cgroups(tree) => {
+                tree.group(launch).processes().is_ok_and(|processes| processes.contains(&pid))
+            }
+            Self::Nothing(dirs) => is_marked(dirs, launch, pid),
+        }
+    }
+
     /// Sends SIGKILL to them all, once.
     pub(crate) fn kill(&self, launch: LaunchId) {
         match self {

@@ -237,6 +237,10 @@ impl Containerizer for Supervised {
         self.command(Command::Ask(launch, Thing::Listener, answer));
     }
 
+    fn holds(&self, launch: LaunchId, pid: i32) -> bool {
+        self.confinement.holds(launch, pid)
+    }
+
     fn terminal(&mut self, launch: LaunchId, answer: Answer<OwnedFd>) {
         self.command(Command::Ask(launch, Thing::Terminal, answer));
     }
