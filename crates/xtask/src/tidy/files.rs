@@ -76,7 +76,9 @@ pub(super) fn check_documents() -> Result<Vec<String>> {
         let path = workspace::root().join(document);
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {document}"))?;
         for path in paths(&text) {
-            if !workspace::root().join(path).exists() {
+            // A link is read from where the document lies.
+            let beside = Path::new(document).with_file_name(path);
+            if !workspace::root().join(path).exists() && !workspace::root().join(beside).exists() {
                 problems.push(format!("{document}: there is no {path}"));
             }
         }
