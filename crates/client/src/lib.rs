@@ -5,6 +5,7 @@
 //! - [`Scheduler`] drives it over gRPC: finds the leader, follows it, repeats what was lost, acknowledges what the
 //!   author has dealt with.
 //! - [`AdminClient`] asks what operators ask.
+//! - [`executor`] is for programs that run a framework's tasks on the nodes.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -25,6 +26,7 @@ mod channel;
 mod convert;
 pub mod core;
 mod driver;
+pub mod executor;
 mod failure;
 pub mod logs;
 pub mod scheduler;
