@@ -13,7 +13,7 @@ const WAITING_MAX: usize = 65_536;
 /// A connected agent, or one that has not said `Hello` yet.
 pub(crate) struct Connection {
     socket: OwnedFd,
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     /// Said `Hello` and was welcomed.
     pub(crate) welcomed: bool,
 }
@@ -37,18 +37,19 @@ impl Connection {
     }
 
     /// Sends, or keeps for when there is room.
-    pub(crate) fn send(&mut self, message: &ToAgent) -> Result<(), Lost> {
+    pub(crate) fn send(&mut self, message: &ToAgent, descriptors: Vec<OwnedFd>) -> Result<(), Lost> {
         if self.waiting.len() >= WAITING_MAX {
             return Err(Lost(format!("{WAITING_MAX} messages wait to be read")));
         }
-        self.waiting.push_back(message.encode_to_vec());
+        self.waiting.push_back((message.encode_to_vec(), descriptors));
         if self.waiting.len() == 1 { self.flush() } else { Ok(()) }
     }
 
     /// Sends what waits, as far as there is room.
     pub(crate) fn flush(&mut self) -> Result<(), Lost> {
-        while let Some(body) = self.waiting.front() {
-            match seqpacket::send(self.socket.as_fd(), body, &[]) {
+        while let Some((body, descriptors)) = self.waiting.front() {
+            let descriptors = descriptors.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+            match seqpacket::send(self.socket.as_fd(), body, &descriptors) {
                 Ok(()) => {
                     self.waiting.pop_front();
                 }

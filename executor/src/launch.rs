@@ -1,25 +1,18 @@
 //! One launch, from its request to the day it is forgotten.
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
-use std::time::Instant;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
-use proffer_launcher::{Container, Limit as RawLimit, Sandbox};
+use proffer_launcher::Container;
 use proffer_wire::supervisor::v1::launch_info::End;
 use proffer_wire::supervisor::v1::to_agent::Message;
 use proffer_wire::supervisor::v1::{
-    Descriptor, Exited, Isolation, KillSent, Launch as Request, LaunchFailed, LaunchInfo, LaunchState,
-    Launched, LimitKind, LogSettings,
+    Exited, FailureKind, KillCause, KillSent, LaunchFailed, LaunchInfo, LaunchState, Launched,
 };
 
-use crate::logs::Rotation;
-
-const FILE_BYTES_DEFAULT: u64 = 10 * 1024 * 1024;
-const FILES_DEFAULT: u32 = 2;
-const BYTES_PER_SECOND_DEFAULT: u64 = 32 * 1024 * 1024;
-/// The most v1 hierarchies of one launch.
-const CGROUP_PROCS_MAX: usize = 8;
+use crate::checks::Watch;
+use crate::logs::LogTo;
+use crate::request::Kept;
 
 /// What the launch is doing.
 pub(crate) enum State {
@@ -46,16 +39,46 @@ pub(crate) struct Launch {
     pub(crate) state: State,
     /// Present until init is reaped.
     pub(crate) container: Option<Container>,
+    /// What a process that joins it needs to be like it; until it ends.
+    pub(crate) kept: Option<Box<Kept>>,
     pub(crate) init_pid: i32,
     pub(crate) init_start_ticks: u64,
-    pub(crate) kill_sent: KillSent,
+    pub(crate) kill: Killed,
     /// When SIGKILL follows.
     pub(crate) kill_at: Option<Instant>,
+    /// How long it may run, and when that is over, once it does.
+    pub(crate) complete_after: Option<Duration>,
+    /// See `complete_after`.
+    pub(crate) complete_at: Option<Instant>,
     pub(crate) started_unix_ms: u64,
     /// What init has said about the end, before it ended itself.
     pub(crate) said: Option<Said>,
     /// Bytes of stdout and stderr that were thrown away so far.
     pub(crate) dropped: [u64; 2],
+    pub(crate) watches: Vec<Watch>,
+    /// The first member of its group.
+    pub(crate) group: Option<u64>,
+    /// It waits for the others of its group before it executes its program.
+    pub(crate) held: bool,
+    /// Where its terminal is logged, until it has one.
+    pub(crate) terminal_log: Option<LogTo>,
+    /// The master's side of its terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+    /// What a custom executor connects to.
+    pub(crate) listener: Option<OwnedFd>,
+    /// When it is looked at next.
+    pub(crate) armed: Option<Instant>,
+}
+
+/// What was done to end it, and why.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Killed {
+    /// The strongest signal that was sent.
+    pub(crate) sent: KillSent,
+    /// Why the first was.
+    pub(crate) cause: KillCause,
+    /// More about that, for people.
+    pub(crate) message: String,
 }
 
 /// What init said last.
@@ -67,6 +90,44 @@ pub(crate) enum Said {
 }
 
 impl Launch {
+    /// One of which nothing is there yet.
+    pub(crate) fn new(id: u64, serial: u64) -> Self {
+        Launch {
+            id,
+            serial,
+            state: State::Starting,
+            container: None,
+            kept: None,
+            init_pid: 0,
+            init_start_ticks: 0,
+            kill: Killed::default(),
+            kill_at: None,
+            complete_after: None,
+            complete_at: None,
+            started_unix_ms: 0,
+            said: None,
+            dropped: [0; 2],
+            watches: Vec::new(),
+            group: None,
+            held: false,
+            terminal_log: None,
+            terminal: None,
+            listener: None,
+            armed: None,
+        }
+    }
+
+    /// When it wants to be looked at.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let watches = self.watches.iter().filter_map(Watch::deadline).min();
+        let times = match self.state {
+            State::Starting => [self.kill_at, None, None],
+            State::Running => [self.kill_at, self.complete_at, watches],
+            State::Ended { logs_until, .. } => [logs_until, None, None],
+        };
+        times.into_iter().flatten().min()
+    }
+
     /// The answer to a repeated `Launch`, if there is one yet.
     pub(crate) fn answer(&self) -> Option<Message> {
         match &self.state {
@@ -100,22 +161,23 @@ impl Launch {
             state: state.into(),
             init_pid: self.init_pid,
             init_start_ticks: self.init_start_ticks,
-            kill_sent: self.kill_sent.into(),
+            kill_sent: self.kill.sent.into(),
             end,
             started_unix_ms: self.started_unix_ms,
-            ..LaunchInfo::default()
+            checks: self.watches.iter().filter_map(|watch| watch.last.clone()).collect(),
         }
     }
 
     /// How it ended, given init's own wait status.
     pub(crate) fn end(&self, init_status: i32, finished_unix_ms: u64) -> End {
-        use proffer_wire::supervisor::v1::FailureKind;
         let exited = |wait_status, init_died| {
             End::Exited(Exited {
                 launch_id: self.id,
                 wait_status,
                 init_died,
-                kill_sent: self.kill_sent.into(),
+                kill_sent: self.kill.sent.into(),
+                kill_cause: self.kill.cause.into(),
+                kill_message: self.kill.message.clone(),
                 started_unix_ms: self.started_unix_ms,
                 finished_unix_ms,
                 ..Exited::default()
@@ -123,8 +185,8 @@ impl Launch {
         };
         let failed = |kind, step: &str, errno, message| {
             let failure = failure(self.id, kind, step, errno, message);
-            let kill_sent = self.kill_sent.into();
-            End::LaunchFailed(LaunchFailed { kill_sent, finished_unix_ms, ..failure })
+            let (kill_sent, kill_cause) = (self.kill.sent.into(), self.kill.cause.into());
+            End::LaunchFailed(LaunchFailed { kill_sent, kill_cause, finished_unix_ms, ..failure })
         };
         match self.said {
             Some(Said::Exited(status)) => exited(status, false),
@@ -133,6 +195,9 @@ impl Launch {
             }
             Some(Said::ExecFailed(step, errno)) => {
                 failed(FailureKind::Exec, step.name(), errno, "the program could not be executed".into())
+            }
+            None if matches!(self.state, State::Starting) && !self.kill.message.is_empty() => {
+                failed(FailureKind::Setup, "init", 0, self.kill.message.clone())
             }
             None if matches!(self.state, State::Starting) => {
                 let text = format!("init ended before the program was executed (wait status {init_status})");
@@ -146,7 +211,7 @@ impl Launch {
 /// A `LaunchFailed` whose message ends with the error's own words.
 pub(crate) fn failure(
     launch_id: u64,
-    kind: proffer_wire::supervisor::v1::FailureKind,
+    kind: FailureKind,
     step: &str,
     errno: i32,
     message: String,
@@ -166,120 +231,7 @@ pub(crate) fn message(end: End) -> Message {
     }
 }
 
-/// A `Launch` with its descriptors sorted and its numbers checked.
-pub(crate) struct Checked {
-    pub(crate) request: Request,
-    pub(crate) linux: bool,
-    pub(crate) limits: Vec<RawLimit>,
-    pub(crate) rotation: Rotation,
-    pub(crate) log_dir: Option<Rc<OwnedFd>>,
-    cgroup_dir: Option<OwnedFd>,
-    cgroup_procs: Vec<OwnedFd>,
-    sandbox: Option<(Descriptor, OwnedFd)>,
-}
-
-impl Checked {
-    /// Parses a request; the error is a sentence for `Refused`.
-    pub(crate) fn parse(request: Request, descriptors: Vec<OwnedFd>) -> Result<Checked, String> {
-        if request.launch_id == 0 {
-            return Err("launch_id is 0".into());
-        }
-        if request.argv.is_empty() {
-            return Err("argv is empty".into());
-        }
-        if let Some(pair) = request.env.iter().find(|pair| pair.find('=').is_none_or(|at| at == 0)) {
-            return Err(format!("env {pair:?} is not NAME=value"));
-        }
-        let linux = match request.isolation() {
-            Isolation::Linux => true,
-            Isolation::Process => false,
-            Isolation::Unspecified => return Err("isolation is not set, or not known here".into()),
-        };
-        let mut checked = Checked {
-            limits: limits(&request)?,
-            rotation: rotation(request.logs.as_ref()),
-            linux,
-            log_dir: None,
-            cgroup_dir: None,
-            cgroup_procs: Vec::new(),
-            sandbox: None,
-            request,
-        };
-        checked.sort(descriptors)?;
-        Ok(checked)
-    }
-
-    fn sort(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), String> {
-        let roles = self.request.descriptors().collect::<Vec<_>>();
-        if roles.len() != descriptors.len() || roles.len() != self.request.descriptors.len() {
-            return Err(format!("{} descriptors came, {} are named", descriptors.len(), roles.len()));
-        }
-        let mut seen = BTreeMap::<Descriptor, usize>::new();
-        for (role, fd) in roles.into_iter().zip(descriptors) {
-            let count = seen.entry(role).or_default();
-            *count += 1;
-            let most = if role == Descriptor::CgroupProcs { CGROUP_PROCS_MAX } else { 1 };
-            if *count > most {
-                return Err(format!("more than {most} of {}", role.as_str_name()));
-            }
-            match role {
-                Descriptor::Unspecified => return Err("a descriptor of a kind not known here".into()),
-                Descriptor::CgroupDir => self.cgroup_dir = Some(fd),
-                Descriptor::CgroupProcs => self.cgroup_procs.push(fd),
-                Descriptor::LogDir => self.log_dir = Some(Rc::new(fd)),
-                Descriptor::SandboxDir | Descriptor::SandboxMount if self.sandbox.is_some() => {
-                    return Err("two sandboxes".into());
-                }
-                Descriptor::MountDir => return Err("mounts are not known here".into()),
-                Descriptor::SandboxMount if !self.linux => {
-                    return Err("a sandbox mount is of no use to a plain process".into());
-                }
-                Descriptor::SandboxDir | Descriptor::SandboxMount => self.sandbox = Some((role, fd)),
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn sandbox(&self) -> Option<Sandbox<'_>> {
-        self.sandbox.as_ref().map(|(role, fd)| match role {
-            Descriptor::SandboxMount => Sandbox::Mount(fd.as_fd()),
-            _ => Sandbox::Dir(fd.as_fd()),
-        })
-    }
-
-    pub(crate) fn cgroup_dir(&self) -> Option<BorrowedFd<'_>> {
-        self.cgroup_dir.as_ref().map(AsFd::as_fd)
-    }
-
-    pub(crate) fn cgroup_procs(&self) -> Vec<BorrowedFd<'_>> {
-        self.cgroup_procs.iter().map(AsFd::as_fd).collect()
-    }
-}
-
-fn rotation(settings: Option<&LogSettings>) -> Rotation {
-    let LogSettings { file_bytes, files, bytes_per_second } = settings.copied().unwrap_or_default();
-    let or = |value: u64, default| if value == 0 { default } else { value };
-    Rotation {
-        file_bytes: or(file_bytes, FILE_BYTES_DEFAULT),
-        files: if files == 0 { FILES_DEFAULT } else { files },
-        bytes_per_second: or(bytes_per_second, BYTES_PER_SECOND_DEFAULT),
-    }
-}
-
-fn limits(request: &Request) -> Result<Vec<RawLimit>, String> {
-    let raw = |limit: &proffer_wire::supervisor::v1::Limit| {
-        let resource = match limit.kind() {
-            LimitKind::Core => libc::RLIMIT_CORE,
-            LimitKind::Cpu => libc::RLIMIT_CPU,
-            LimitKind::Data => libc::RLIMIT_DATA,
-            LimitKind::Fsize => libc::RLIMIT_FSIZE,
-            LimitKind::Memlock => libc::RLIMIT_MEMLOCK,
-            LimitKind::Nofile => libc::RLIMIT_NOFILE,
-            LimitKind::Nproc => libc::RLIMIT_NPROC,
-            LimitKind::Stack => libc::RLIMIT_STACK,
-            LimitKind::Unspecified => return Err("a limit of a kind not known here".to_owned()),
-        };
-        Ok(RawLimit { resource, soft: limit.soft, hard: limit.hard })
-    };
-    request.limits.iter().map(raw).collect()
+/// Whether it is the end of a program that did what it was to do.
+pub(crate) fn is_well(end: &End) -> bool {
+    matches!(end, End::Exited(exited) if exited.wait_status == 0)
 }

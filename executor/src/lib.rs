@@ -7,16 +7,23 @@
 // posix_spawn, and the descriptors of processes and sockets.
 #![allow(unsafe_code)]
 
+mod checks;
 pub mod config;
 mod connection;
 pub mod daemon;
+mod ends;
 mod files;
+mod groups;
+mod inside;
 mod launch;
 mod logs;
+mod orders;
 mod poller;
+mod probe;
 pub mod pump;
 mod pump_protocol;
 mod records;
+mod request;
 mod supervisor;
 
 pub use supervisor::Supervisor;

@@ -27,6 +27,13 @@ pub(crate) struct Rotation {
     pub(crate) bytes_per_second: u64,
 }
 
+/// Where the streams of one launch go.
+#[derive(Clone)]
+pub(crate) struct LogTo {
+    pub(crate) dir: Rc<OwnedFd>,
+    pub(crate) rotation: Rotation,
+}
+
 /// What the pump said of a launch's stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
@@ -103,22 +110,33 @@ impl Logs {
         &mut self,
         launch_id: u64,
         which: Which,
-        dir: &Rc<OwnedFd>,
-        rotation: Rotation,
+        to: &LogTo,
         poller: &Poller,
     ) -> io::Result<OwnedFd> {
         let (pipe, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        self.add_source(launch_id, which, to, pipe, poller);
+        Ok(write)
+    }
+
+    /// Takes up a stream that is read from `pipe`, or from a terminal.
+    pub(crate) fn add_source(
+        &mut self,
+        launch_id: u64,
+        which: Which,
+        to: &LogTo,
+        pipe: OwnedFd,
+        poller: &Poller,
+    ) {
         let stream = self.next;
         self.next += 1;
-        let Rotation { file_bytes, files, bytes_per_second } = rotation;
+        let Rotation { file_bytes, files, bytes_per_second } = to.rotation;
         let add =
             Add { stream, which, file_bytes, files, bytes_per_second, offset: 0, dropped: 0, closing: false };
-        self.streams.insert(stream, Stream { launch_id, add, pipe, dir: Rc::clone(dir) });
+        self.streams.insert(stream, Stream { launch_id, add, pipe, dir: Rc::clone(&to.dir) });
         if let Some(pump) = &mut self.pump {
             pump.untold.push_back(stream);
         }
         self.tell(poller);
-        Ok(write)
     }
 
     /// Nobody asks for a launch's logs any more: what is in its pipes is written, and then they are closed, whoever

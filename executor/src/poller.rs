@@ -17,6 +17,10 @@ pub(crate) enum Token {
     Status(u64),
     /// An init has ended.
     Exit(u64),
+    /// The status socket of a process that joined a container.
+    InsideStatus(u64),
+    /// Such a process has ended.
+    InsideExit(u64),
     /// The pump's control socket.
     PumpControl,
     /// The pump has ended.
@@ -32,6 +36,8 @@ impl Token {
             Token::Connection(serial) => (1, serial),
             Token::Status(serial) => (2, serial),
             Token::Exit(serial) => (3, serial),
+            Token::InsideStatus(serial) => (6, serial),
+            Token::InsideExit(serial) => (7, serial),
             Token::PumpControl => (4, 0),
             Token::PumpExit => (5, 0),
         };
@@ -47,6 +53,8 @@ impl Token {
             3 => Token::Exit(serial),
             4 => Token::PumpControl,
             5 => Token::PumpExit,
+            6 => Token::InsideStatus(serial),
+            7 => Token::InsideExit(serial),
             _ => return None,
         })
     }

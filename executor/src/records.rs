@@ -2,14 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use proffer_wire::supervisor::v1::{LaunchRecord, ToAgent};
 use prost::Message;
 
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 use crate::daemon::Error;
 
 /// Diagnostics stop here: the directory is memory.
@@ -24,16 +26,19 @@ pub(crate) struct Records {
 
 impl Records {
     /// Makes the directory and its parts. Fails if an instance has used it before.
-    pub(crate) fn create(dir: &Path) -> Result<Self, Error> {
-        let mut builder = fs::DirBuilder::new();
-        builder.mode(0o700);
-        let make = |path: &Path| match builder.create(path) {
+    pub(crate) fn create(dir: &Path, isolation: Isolation) -> Result<Self, Error> {
+        // A plain process that is a custom executor passes through to its socket.
+        let open = if isolation == Isolation::Process { 0o711 } else { 0o700 };
+        let make = |path: &Path, mode| match fs::DirBuilder::new().mode(mode).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(Error::file("make", path)(error))
             }
-            _ => Ok(()),
+            // Whatever the mask.
+            _ => {
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::file("open", path))
+            }
         };
-        make(dir)?;
+        make(dir, open)?;
         // Taken before anything else is made, so that of two instances one loses.
         let used = |error: io::Error| match error.kind() {
             io::ErrorKind::AlreadyExists => Error::Used(dir.to_owned()),
@@ -41,8 +46,9 @@ impl Records {
         };
         let log =
             File::options().append(true).create_new(true).open(dir.join("supervisor.log")).map_err(used)?;
-        make(&dir.join("launch"))?;
-        make(&dir.join("exit"))?;
+        make(&dir.join("launch"), 0o700)?;
+        make(&dir.join("exit"), 0o700)?;
+        make(&dir.join("executor"), open)?;
         Ok(Records { dir: dir.to_owned(), log, log_bytes: 0 })
     }
 
@@ -70,6 +76,38 @@ impl Records {
     /// Records how a launch ended.
     pub(crate) fn write_exit(&self, launch_id: u64, message: &ToAgent) -> io::Result<()> {
         self.replace(&self.exit_path(launch_id), &message.encode_to_vec())
+    }
+
+    /// Makes the socket that a custom executor connects to, for its user alone, and the directory that it is alone in.
+    pub(crate) fn listen(&self, launch_id: u64, (uid, gid): (u32, u32)) -> io::Result<(OwnedFd, OwnedFd)> {
+        let path = self.executor_path(launch_id);
+        let made = (|| {
+            fs::create_dir(&path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o711))?;
+            let dir = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(&path)?;
+            // Through the descriptor: the path may be too long for an address.
+            let short = PathBuf::from(format!("/proc/self/fd/{}/socket", dir.as_raw_fd()));
+            let listener = UnixListener::bind(&short)?;
+            listener.set_nonblocking(true)?;
+            std::os::unix::fs::chown(&short, Some(uid), Some(gid))?;
+            fs::set_permissions(&short, fs::Permissions::from_mode(0o600))?;
+            Ok((listener.into(), dir.into()))
+        })();
+        if made.is_err() {
+            self.remove_socket(launch_id);
+        }
+        made
+    }
+
+    /// Removes what [`listen`](Self::listen) made.
+    pub(crate) fn remove_socket(&self, launch_id: u64) {
+        let path = self.executor_path(launch_id);
+        let _ = fs::remove_file(path.join("socket"));
+        let _ = fs::remove_dir(path);
+    }
+
+    fn executor_path(&self, launch_id: u64) -> PathBuf {
+        self.dir.join("executor").join(launch_id.to_string())
     }
 
     /// Removes what is recorded of a launch; the exit record last, for it alone tells the whole.

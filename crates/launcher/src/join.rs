@@ -150,6 +150,13 @@ impl Joined {
         if result == 0 { Signalled::Sent } else { Signalled::Gone }
     }
 
+    /// Sends a signal to the program and what it started in its own process group.
+    pub fn signal_group(&self, signal: i32) -> Signalled {
+        // SAFETY: integers only; it is not reaped, so that the number is still its own.
+        let sent = !self.reaped.get() && unsafe { libc::kill(-self.pid, signal) } == 0;
+        if sent { Signalled::Sent } else { self.signal(signal) }
+    }
+
     /// Kills the program and what it started in its own process group. What has left that group ends with the container.
     pub fn kill(&self) -> Signalled {
         if !self.reaped.get() {

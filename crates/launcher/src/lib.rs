@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod build_id;
 mod child;
 mod container;
 mod error;
@@ -24,6 +25,7 @@ mod init;
 mod join;
 mod payload;
 pub mod proc;
+mod reexec;
 mod request;
 pub mod seccomp;
 pub mod seqpacket;
@@ -34,9 +36,11 @@ mod tree;
 mod user_namespace;
 mod view;
 
+pub use build_id::build_id;
 pub use container::{Container, Event, Signalled};
 pub use error::{Error, Step};
 pub use join::{Joined, join};
+pub use reexec::execute_read_only;
 pub use request::{
     Call, EXECUTOR_PATH, GROUP_PATH, Isolation, Limit, MOUNTS_MAX, Mount, Request, SANDBOX_PATH, Sandbox,
     WindowSize,
