@@ -259,6 +259,11 @@ impl Tree {
         group.entry(&self.rules.shared)
     }
 
+    /// Opens what another process enters a container's group by.
+    pub(crate) fn entry(&self, launch: LaunchId) -> Result<Entry, Error> {
+        self.group(launch).entry(&self.rules.shared)
+    }
+
     /// Sets other limits of processor time and memory; memory that is in use stays allowed.
     pub(crate) fn resize(&self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) -> Result<(), Error> {
         let group = self.group(launch);

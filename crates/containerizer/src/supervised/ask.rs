@@ -56,6 +56,13 @@ impl Engine {
             Ok(instance) => instance,
             Err(why) => return sink(ExecEvent::Failed { message: why.to_string(), exit_code: None }),
         };
+        let fds = match self.confinement.entry(launch) {
+            Ok(fds) => fds,
+            Err(error) => {
+                let message = format!("its cgroup cannot be entered: {}", super::engine::chain(&error));
+                return sink(ExecEvent::Failed { message, exit_code: None });
+            }
+        };
         let size = spec.terminal.unwrap_or_default();
         let order = Order::Exec(pb::Exec {
             launch_id: launch.0,
@@ -66,9 +73,10 @@ impl Engine {
             tty: spec.terminal.is_some(),
             rows: size.rows.into(),
             cols: size.cols.into(),
+            descriptors: fds.iter().map(|(what, _)| (*what).into()).collect(),
         });
         self.asked.execs.insert(exec, Exec { instance, launch, sink });
-        self.order(instance, order);
+        self.order_with(instance, order, fds.into_iter().map(|(_, fd)| fd).collect());
     }
 
     pub(super) fn on_exec_signal(&mut self, exec: ExecId, signal: i32) {

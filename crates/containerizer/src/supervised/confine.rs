@@ -44,10 +44,15 @@ impl Confinement {
             memory_bytes_max: spec.memory_limit(),
             pids_max: spec.pids_max,
         };
-        Ok(match tree.take((spec.launch, spec.framework), &limits, &extras, ids)? {
-            Entry::Directory(dir) => vec![(Descriptor::CgroupDir, dir)],
-            Entry::Tasks(files) => files.into_iter().map(|file| (Descriptor::CgroupProcs, file)).collect(),
-        })
+        tree.take((spec.launch, spec.framework), &limits, &extras, ids).map(named)
+    }
+
+    /// Opens what another process enters a container's groups by.
+    pub(crate) fn entry(&self, launch: LaunchId) -> Result<Vec<(Descriptor, OwnedFd)>, Error> {
+        match self {
+            Self::Cgroups(tree) => tree.entry(launch).map(named),
+            Self::Nothing(_) => Ok(Vec::new()),
+        }
     }
 
     /// The range of user ids of a container that is to have one.
@@ -186,6 +191,13 @@ impl Confinement {
             Self::Cgroups(tree) => tree.launches(),
             Self::Nothing(_) => Vec::new(),
         }
+    }
+}
+
+fn named(entry: Entry) -> Vec<(Descriptor, OwnedFd)> {
+    match entry {
+        Entry::Directory(dir) => vec![(Descriptor::CgroupDir, dir)],
+        Entry::Tasks(files) => files.into_iter().map(|file| (Descriptor::CgroupProcs, file)).collect(),
     }
 }
 

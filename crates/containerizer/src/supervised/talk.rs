@@ -43,6 +43,16 @@ impl Engine {
         }
     }
 
+    /// Sends an order with what goes along.
+    pub(super) fn order_with(&mut self, instance: InstanceId, order: Order, descriptors: Vec<OwnedFd>) {
+        if let Some(supervisor) = self.supervisors.get_mut(&instance).filter(|supervisor| supervisor.is_up())
+        {
+            let body = ToSupervisor { message: Some(order) }.encode_to_vec();
+            supervisor.out.push_back(Out::Ready { body, descriptors, launch: None });
+            self.flush(instance);
+        }
+    }
+
     /// Sends what waits, as far as there is room.
     pub(super) fn flush(&mut self, instance: InstanceId) {
         loop {
