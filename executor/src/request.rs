@@ -15,7 +15,7 @@ const FILE_BYTES_DEFAULT: u64 = 10 * 1024 * 1024;
 const FILES_DEFAULT: u32 = 2;
 const BYTES_PER_SECOND_DEFAULT: u64 = 32 * 1024 * 1024;
 /// The most v1 hierarchies of one launch.
-const CGROUP_PROCS_MAX: usize = 8;
+const CGROUP_PROCS_MAX: usize = 12;
 /// The most launches of a group.
 const GROUP_MAX: u32 = 256;
 

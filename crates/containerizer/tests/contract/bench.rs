@@ -295,6 +295,13 @@ impl Bench {
         self.expect(&format!("an event of {launch:?}"), |event| event.launch() == Some(launch))
     }
 
+    /// What a launch has written to its standard output.
+    pub(crate) fn output(&mut self, launch: LaunchId) -> String {
+        let logs = self.agent().logs(launch);
+        let chunk = logs.read(proffer_containerizer::Stream::Stdout, 0, 1 << 16);
+        chunk.map_or_else(|_| String::new(), |chunk| String::from_utf8_lossy(&chunk.bytes).into_owned())
+    }
+
     /// Waits for a launch's end, which must come as `Ended`.
     pub(crate) fn end(&mut self, launch: LaunchId) -> proffer_containerizer::End {
         match self.of(launch) {

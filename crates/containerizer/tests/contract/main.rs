@@ -3,6 +3,8 @@
 //! The real ones need the program `proffer-executor` (`cargo build -p proffer-executor`), beside the test binary's
 //! directory or named by PROFFER_EXECUTOR.
 
+mod asked;
 mod bench;
+mod leftovers;
 mod linux;
 mod promises;
