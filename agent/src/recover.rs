@@ -241,8 +241,8 @@ fn encode(record: &Record) -> (u8, Vec<u8>) {
     let numbers = |list: &[u64]| list.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
     match record {
         Record::Launch(order) => {
-            let item = to_proto::agent_order(&AgentOrder::Launch(order.clone()));
-            (kind::LAUNCH, to_proto::master_message(Epoch::default(), vec![item]).encode_to_vec())
+            let items = to_proto::agent_order(&AgentOrder::Launch(order.clone()));
+            (kind::LAUNCH, to_proto::master_message(Epoch::default(), items).encode_to_vec())
         }
         Record::Kill { launch, order } => {
             let reason = u64::from(order.reason.number());
@@ -266,6 +266,10 @@ fn decode(kind: u8, payload: &[u8]) -> Result<Record, String> {
             let (_, mut orders) = from_proto::master_message(message).map_err(|e| e.to_string())?;
             match (orders.pop(), orders.pop()) {
                 (Some(AgentOrder::Launch(order)), None) => Ok(Record::Launch(order)),
+                // Each member of a group has a record of its own.
+                (Some(AgentOrder::LaunchGroup(mut orders)), None) if orders.len() == 1 => {
+                    Ok(Record::Launch(Box::new(orders.remove(0))))
+                }
                 _ => Err("not a launch".into()),
             }
         }

@@ -310,6 +310,7 @@ fn connection_of(call: &Call) -> Option<ConnectionId> {
         | Call::AgentStatuses { connection, .. }
         | Call::AgentAlive { connection }
         | Call::AgentCleaned { connection, .. }
+        | Call::AgentMessage { connection, .. }
         | Call::Subscribe { connection, .. } => Some(*connection),
         _ => None,
     }

@@ -586,6 +586,9 @@ impl Core {
     fn on_order(&mut self, order: AgentOrder) {
         match order {
             AgentOrder::Launch(order) => self.on_launch(*order),
+            AgentOrder::LaunchGroup(orders) => orders.into_iter().for_each(|order| self.on_launch(order)),
+            // It has no executors: the bytes are lost.
+            AgentOrder::Message { .. } => {}
             AgentOrder::Kill { agent_seq, launch, grace_ms, reason } => {
                 self.on_kill(launch, KillOrder { grace_ms, agent_seq, reason });
             }

@@ -7,7 +7,7 @@ use proffer_registry::{Change, Order, Registry};
 use proffer_types::call::ConnectionId;
 use proffer_types::command::{Attach, Command, Held};
 use proffer_types::event::{
-    AgentOrder, AgentRefusal, FrameworkEvent, Hello, LaunchKind, LaunchOrder, StreamEnd,
+    AgentOrder, AgentRefusal, FrameworkEvent, Hello, LaunchOrder, StreamEnd, grouped,
 };
 use proffer_types::{AgentId, Caller, ClusterTime, FrameworkId, LaunchId, Task};
 
@@ -266,32 +266,26 @@ impl Broker {
             let order = AgentOrder::Confirm { launch: *launch, task_seq: *task_seq };
             self.effects.push(Effect::ToAgent { connection, order });
         }
-        for order in registry.orders_for(agent, seen) {
-            self.send_order(registry, connection, &order);
+        let orders = registry.orders_for(agent, seen);
+        for order in grouped(orders.iter().filter_map(|order| agent_order(registry, order))) {
+            self.effects.push(Effect::ToAgent { connection, order });
         }
         if clean {
             self.tell(Event::AgentResumed { agent });
         }
     }
 
-    fn send_order(&mut self, registry: &Registry, connection: ConnectionId, order: &Order) {
-        let launch = match order {
-            Order::Launch { launch, .. } | Order::Kill { launch, .. } => *launch,
-        };
-        let Some(task) = registry.task(launch) else { return };
-        let order = match order {
-            Order::Launch { .. } => launch_order(registry, task),
-            Order::Kill { .. } => kill_order(task),
-        };
-        if let Some(order) = order {
-            self.effects.push(Effect::ToAgent { connection, order });
-        }
-    }
-
-    /// Sends a launch that was just committed.
+    /// Sends a launch that was just committed; those of a group together, when the last one comes.
     pub(crate) fn send_launch(&mut self, registry: &Registry, agent: AgentId, launch: LaunchId) {
         let Some(connection) = self.agent_connection(agent) else { return };
-        if let Some(order) = registry.task(launch).and_then(|task| launch_order(registry, task)) {
+        let Some(task) = registry.task(launch) else { return };
+        let launches: Vec<LaunchId> = match task.group {
+            None => vec![launch],
+            Some(group) if group.launches().last() == Some(launch) => group.launches().collect(),
+            Some(_) => return,
+        };
+        let tasks = launches.iter().filter_map(|launch| registry.task(*launch));
+        for order in grouped(tasks.filter_map(|task| launch_order(registry, task))) {
             self.effects.push(Effect::ToAgent { connection, order });
         }
     }
@@ -391,6 +385,13 @@ fn attach(agent: AgentId, hello: &Hello, held: Option<Vec<Held>>) -> Attach {
     }
 }
 
+fn agent_order(registry: &Registry, order: &Order) -> Option<AgentOrder> {
+    match order {
+        Order::Launch { launch, .. } => launch_order(registry, registry.task(*launch)?),
+        Order::Kill { launch, .. } => kill_order(registry.task(*launch)?),
+    }
+}
+
 fn launch_order(registry: &Registry, task: &Task) -> Option<AgentOrder> {
     if task.is_terminal() {
         return None;
@@ -407,8 +408,8 @@ fn launch_order(registry: &Registry, task: &Task) -> Option<AgentOrder> {
         resources: task.resources.clone(),
         env: task.env.clone(),
         array: task.array,
-        group: None,
-        kind: LaunchKind::Task,
+        group: task.group,
+        kind: task.kind.clone(),
     })))
 }
 

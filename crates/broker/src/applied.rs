@@ -121,6 +121,10 @@ impl Broker {
                     self.at(deadline.0, Timer::Complete(*framework));
                 }
             }
+            Change::FrameworkUpdated { framework } => self.framework_updated(registry, *framework),
+            Change::ExecutorEnded { framework, agent, executor, status, .. } => {
+                self.executor_ended(*framework, *agent, executor, status)
+            }
             Change::FrameworkCompleted { framework, .. } => self.framework_completed(*framework),
             Change::TaskLaunched { launch, framework, role, agent, resources } => {
                 self.tell(Event::Launched(grant(*framework, role, *agent, resources)));
@@ -197,11 +201,10 @@ impl Broker {
         if !effective {
             return self.give_back(offers.into_iter().flatten());
         }
-        let mut used: BTreeMap<(AgentId, Role), Resources> = BTreeMap::new();
+        let mut used: BTreeMap<(AgentId, Role), Vec<Resources>> = BTreeMap::new();
         for change in changes {
             if let Change::TaskLaunched { role, agent, resources, .. } = change {
-                let sum = used.entry((*agent, role.clone())).or_default();
-                sum.add(resources).expect("launches fit in what was offered");
+                used.entry((*agent, role.clone())).or_default().push(resources.clone());
             }
         }
         let mut left: BTreeMap<(AgentId, Role), (Resources, proffer_types::FrameworkId)> = BTreeMap::new();
@@ -211,12 +214,29 @@ impl Broker {
             sum.add(&granted(&live.offer).resources).expect("offers of one agent are parts of its total");
         }
         for ((agent, role), (mut rest, framework)) in left {
-            if let Some(taken) = used.get(&(agent, role.clone())) {
-                rest.sub(taken).expect("launches fit in what was offered");
+            if let Some(taken) = used.remove(&(agent, role.clone())) {
+                rest.sub(&sum(taken)).expect("launches fit in what was offered");
             }
             self.tell(Event::Declined { grant: grant(framework, &role, agent, &rest), filter_ms });
         }
     }
+}
+
+/// The sum of what launches of one Accept hold, by pairs: what is added to a sum of many port ranges costs as much as
+/// these are.
+fn sum(mut all: Vec<Resources>) -> Resources {
+    while all.len() > 1 {
+        let mut pairs = Vec::with_capacity(all.len().div_ceil(2));
+        let mut rest = all.into_iter();
+        while let Some(mut one) = rest.next() {
+            if let Some(other) = rest.next() {
+                one.add(&other).expect("launches fit in what was offered");
+            }
+            pairs.push(one);
+        }
+        all = pairs;
+    }
+    all.pop().unwrap_or_default()
 }
 
 /// What the caller is told.

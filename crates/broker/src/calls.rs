@@ -3,7 +3,7 @@
 use proffer_allocator::Event;
 use proffer_registry::Registry;
 use proffer_types::call::{AcceptCallPart, Call, ReplyId};
-use proffer_types::command::{AcceptPart, AdminId, Answer, CallId, Command, Launch, Rejection};
+use proffer_types::command::{AcceptPart, AdminId, Answer, CallId, Command, Rejection};
 use proffer_types::event::{Refused, Reply};
 use proffer_types::{Caller, ClusterTime, FrameworkId, OfferId, Resources, SessionId, TaskId};
 
@@ -77,6 +77,23 @@ impl Broker {
                 }
                 self.answer_done(registry, reply, result);
             }
+            Call::ShutdownExecutor { call, agent, executor } => {
+                if !self.answered(registry, reply, &call) {
+                    let result = self.shutdown_executor(registry, caller, reply, call, agent, executor);
+                    self.answer_refusal(reply, result);
+                }
+            }
+            Call::SendMessage { framework, session, agent, executor, data } => {
+                let (sender, to) = ((framework, session), (agent, &executor));
+                let result = self.send_message(registry, reply, sender, to, data);
+                self.answer_refusal(reply, result);
+            }
+            Call::UpdateFramework { call, info } => {
+                if !self.answered(registry, reply, &call) {
+                    let result = self.update_framework(registry, caller, reply, call, info);
+                    self.answer_refusal(reply, result);
+                }
+            }
             Call::Teardown { call } => {
                 if !self.answered(registry, reply, &call) {
                     let result = self.check_session(registry, call.framework, call.session);
@@ -108,6 +125,10 @@ impl Broker {
             Call::AgentCleaned { connection, launches } => {
                 self.heard(connection);
                 self.agent_cleaned(registry, connection, &launches);
+            }
+            Call::AgentMessage { connection, launch, data } => {
+                self.heard(connection);
+                self.executor_message(registry, connection, launch, data);
             }
             Call::AgentGone { connection } => self.drop_agent_connection(registry, connection),
         }
@@ -146,7 +167,7 @@ impl Broker {
         true
     }
 
-    fn propose_call(&mut self, caller: Caller, reply: Option<ReplyId>, call: CallId, command: Command) {
+    pub(crate) fn propose_call(&mut self, caller: Caller, reply: Option<ReplyId>, call: CallId, command: Command) {
         let key = (call.seq > 0).then_some((call.session, call.seq));
         let waiting = Waiting { replies: reply.into_iter().collect(), then: Then::Call { key } };
         let tag = self.propose(caller, command, waiting);
@@ -186,11 +207,7 @@ impl Broker {
                 agent: first.agent,
                 role: first.role.clone(),
                 offered,
-                launches: part
-                    .launches
-                    .into_iter()
-                    .map(|l| Launch { spec: l.spec, tasks: l.tasks })
-                    .collect(),
+                operations: part.operations,
             });
             offers.push(taken);
         }

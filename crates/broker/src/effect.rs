@@ -28,7 +28,7 @@ pub enum Effect {
         /// With what.
         result: Result<Reply, Refused>,
     },
-    /// Send an event to a framework.
+    /// Send an event to a framework. A [`FrameworkEvent::Message`] is dropped if much waits for it.
     ToFramework {
         /// On which stream.
         connection: ConnectionId,
@@ -37,6 +37,15 @@ pub enum Effect {
     },
     /// Send an order to an agent.
     ToAgent {
+        /// On which session.
+        connection: ConnectionId,
+        /// What.
+        order: AgentOrder,
+    },
+    /// Send an order to an agent if little waits for it, and answer a call by whether it was.
+    Deliver {
+        /// The call.
+        reply: Option<ReplyId>,
         /// On which session.
         connection: ConnectionId,
         /// What.

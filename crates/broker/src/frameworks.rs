@@ -3,13 +3,14 @@
 use proffer_allocator::Event;
 use proffer_registry::Registry;
 use proffer_types::call::{ConnectionId, ReplyId};
-use proffer_types::command::{Command, Rejection};
+use proffer_types::command::{CallId, Command, Rejection};
 use proffer_types::event::{FrameworkEvent, Refused, Reply, StreamEnd, Update};
 use proffer_types::{
     Caller, FrameworkId, FrameworkInfo, FrameworkState, RequestId, Role, SessionId, Status, Task, TaskId,
     limits,
 };
 
+use crate::timers::Timer;
 use crate::{Broker, Effect, Peer, Then, Waiting};
 
 /// A framework's open stream.
@@ -150,6 +151,38 @@ impl Broker {
             return self.give_up_on(registry, framework);
         }
         self.open_stream(registry, framework, session, connection, suppressed);
+    }
+
+    pub(crate) fn update_framework(
+        &mut self,
+        registry: &Registry,
+        caller: Caller,
+        reply: Option<ReplyId>,
+        call: CallId,
+        info: FrameworkInfo,
+    ) -> Result<(), Refused> {
+        self.check_session(registry, call.framework, call.session)?;
+        if registry.framework(call.framework).is_some_and(|record| record.info.user != info.user) {
+            let reason = "cannot change: tasks of the framework run as it".to_owned();
+            return Err(Refused::Invalid { field: "info.user".into(), reason });
+        }
+        self.propose_call(caller, reply, call, Command::UpdateFramework { call, info });
+        Ok(())
+    }
+
+    /// A framework says something else of itself: of roles that it has left it is offered nothing, and what it did not
+    /// want of the others it does not want now.
+    pub(crate) fn framework_updated(&mut self, registry: &Registry, framework: FrameworkId) {
+        let Some(record) = registry.framework(framework) else { return };
+        let roles = record.info.roles.clone();
+        self.rescind(|offer| offer.framework == framework && !roles.contains(&offer.role));
+        let standings = self.allocator.explain(framework).unwrap_or_default();
+        let suppressed = standings.into_iter().filter(|s| s.suppressed_since_ms.is_some()).map(|s| s.role);
+        let suppressed = suppressed.filter(|role| roles.contains(role)).collect();
+        self.tell(Event::FrameworkChanged { framework, roles, suppressed });
+        if let FrameworkState::Disconnected { deadline } = record.state {
+            self.at(deadline.0, Timer::Complete(framework));
+        }
     }
 
     pub(crate) fn framework_completed(&mut self, framework: FrameworkId) {

@@ -8,6 +8,7 @@ mod agents;
 mod applied;
 mod calls;
 mod effect;
+mod executors;
 mod frameworks;
 mod offers;
 mod timers;
@@ -196,7 +197,7 @@ impl Broker {
                 FrameworkState::Completed { .. } => {}
             }
         }
-        for task in registry.tasks().filter(|t| !t.is_terminal()) {
+        for task in registry.launches().filter(|t| !t.is_terminal()) {
             self.tell(Event::Used(grant(task.framework, &task.role, task.agent, &task.resources)));
         }
         for agent in registry.agents() {

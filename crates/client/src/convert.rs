@@ -1,7 +1,7 @@
 //! Between the protocol's values and the core's.
 
-use proffer_types::call::{AcceptCallPart, LaunchCall};
-use proffer_types::command::CallId;
+use proffer_types::call::AcceptCallPart;
+use proffer_types::command::{CallId, Launch, Operation};
 use proffer_types::event::StreamEnd;
 use proffer_wire::told;
 
@@ -41,7 +41,7 @@ pub(crate) fn heard(event: told::Event) -> Option<Heard> {
         told::Event::Failure { agent, removed } => Heard::AgentLost { agent, removed },
         told::Event::Error { end, code, message } => Heard::End(stream_end(end, code, message)),
         told::Event::Heartbeat { .. } => Heard::Heartbeat,
-        told::Event::Other => return None,
+        told::Event::ExecutorEnded { .. } | told::Event::Message { .. } | told::Event::Other => return None,
     })
 }
 
@@ -88,13 +88,15 @@ pub(crate) fn call_id(header: Header) -> CallId {
 
 /// The protocol's parts.
 pub(crate) fn parts(parts: &[Part]) -> Vec<AcceptCallPart> {
-    let launch = |launch: &crate::core::Launch| LaunchCall {
-        spec: launch.spec.clone(),
-        tasks: launch.tasks.iter().cloned().map(Ok).collect(),
+    let launch = |launch: &crate::core::Launch| {
+        Operation::Launch(Launch {
+            spec: launch.spec.clone(),
+            tasks: launch.tasks.iter().cloned().map(Ok).collect(),
+        })
     };
     let part = |part: &Part| AcceptCallPart {
         offers: part.offers.clone(),
-        launches: part.launches.iter().map(launch).collect(),
+        operations: part.launches.iter().map(launch).collect(),
     };
     parts.iter().map(part).collect()
 }

@@ -2,7 +2,7 @@
 
 use proffer_types::command::{Answer, CompletionReason, Rejection};
 use proffer_types::{
-    AgentId, FrameworkId, LaunchId, RequestId, Resources, Role, SessionId, Status, TaskState,
+    AgentId, ExecutorId, FrameworkId, LaunchId, RequestId, Resources, Role, SessionId, Status, TaskState,
 };
 
 /// One thing that became true.
@@ -79,6 +79,11 @@ pub enum Change {
         /// Why.
         reason: CompletionReason,
     },
+    /// A framework says something else of itself; its roles may have changed, and if it is disconnected its deadline.
+    FrameworkUpdated {
+        /// Which.
+        framework: FrameworkId,
+    },
     /// A framework's record is gone.
     FrameworkForgotten {
         /// Which.
@@ -91,7 +96,7 @@ pub enum Change {
         /// Whether it was stored before: nothing happened now.
         repeated: bool,
     },
-    /// A task exists; its resources are used from now on.
+    /// A task or an executor exists; its resources are used from now on.
     TaskLaunched {
         /// The launch.
         launch: LaunchId,
@@ -111,7 +116,7 @@ pub enum Change {
         /// Where.
         agent: AgentId,
     },
-    /// A task has a new status, which its framework must see and acknowledge.
+    /// A task has a new status, which its framework must see and acknowledge; or an executor, of which it must not.
     StatusChanged {
         /// The launch.
         launch: LaunchId,
@@ -146,6 +151,19 @@ pub enum Change {
         agent: AgentId,
         /// What it held.
         resources: Resources,
+    },
+    /// An executor ended for good. Comes once per executor, after its [`Change::StatusChanged`].
+    ExecutorEnded {
+        /// Its launch.
+        launch: LaunchId,
+        /// Its name.
+        executor: ExecutorId,
+        /// Whose.
+        framework: FrameworkId,
+        /// Where.
+        agent: AgentId,
+        /// How.
+        status: Status,
     },
     /// A framework acknowledged up to here; what is pending still is in the record.
     Acknowledged {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use proffer_types::canonical::{Canonical, Sink};
+use proffer_types::event::LaunchKind;
 use proffer_types::image::{
     AdminAnswerImage, AnswerImage, FinishedImage, STATE_VERSION, Segment, SessionImage, SpecImage, TaskImage,
 };
@@ -122,6 +123,7 @@ impl Registry {
         for segment in segments {
             registry.take(segment)?;
         }
+        registry.index_settled();
         registry.check()?;
         Ok(registry)
     }
@@ -230,17 +232,28 @@ impl Registry {
         }
         if let proffer_types::FrameworkState::Completed { at } = framework.state {
             self.index.completed.insert((at, framework.id));
-            if framework.live_tasks == 0 {
-                self.index.settled.insert((at, framework.id));
-            }
         }
     }
 
+    /// To be called when the tasks are indexed.
+    pub(crate) fn index_settled(&mut self) {
+        let completed: Vec<_> = self.index.completed.iter().copied().collect();
+        let settled = completed.into_iter().filter(|(_, framework)| self.counts(*framework).tasks == 0);
+        settled.collect::<Vec<_>>().into_iter().for_each(|key| self.index.settled.insert(key));
+    }
+
     pub(crate) fn index_task(&mut self, task: &Task) {
-        self.index.names.insert((task.framework, task.task_id.clone()), task.launch_id);
         self.index.of_framework.insert((task.framework, task.launch_id));
         if !task.is_terminal() {
             self.index.live_on_agent.insert((task.agent, task.launch_id));
+        }
+        match &task.kind {
+            LaunchKind::Executor(id) => {
+                self.index.executors.insert((task.framework, task.agent, id.clone(), task.launch_id));
+            }
+            LaunchKind::Task | LaunchKind::TaskOf(_) => {
+                self.index.names.insert((task.framework, task.task_id.clone()), task.launch_id);
+            }
         }
         let Counts { tasks, finished } = self.counts(task.framework);
         self.index.counts.insert(task.framework, Counts { tasks: tasks + 1, finished });

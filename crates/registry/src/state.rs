@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use proffer_types::agent::holdings_digest;
 use proffer_types::command::Answer;
+use proffer_types::event::Group;
 use proffer_types::image::{Meta, STATE_VERSION};
 use proffer_types::{
-    Agent, AgentId, Caller, ClusterId, ClusterTime, Framework, FrameworkId, LaunchId, MasterId, RequestId,
+    Agent, AgentId, Caller, ClusterId, ClusterTime, ExecutorId, Framework, FrameworkId, LaunchId, MasterId, RequestId,
     SessionId, SpecDigest, Task, TaskId, TaskSpec,
 };
 
@@ -25,7 +26,7 @@ pub struct Registry {
     pub(crate) sessions: Table<SessionId, Session>,
     pub(crate) admin_answers: Table<RequestId, AdminAnswer>,
     pub(crate) specs: Table<(FrameworkId, SpecDigest), SpecUse>,
-    /// Tasks which are not both terminal and acknowledged.
+    /// Tasks which are not both terminal and acknowledged, and executors which are not terminal.
     pub(crate) tasks: Table<LaunchId, Task>,
     /// The history, by the order of retirement.
     pub(crate) finished: Table<u64, Task>,
@@ -67,7 +68,9 @@ pub(crate) struct Index {
     pub(crate) origins: Lookup<(Caller, RequestId), FrameworkId>,
     pub(crate) names: Lookup<(FrameworkId, TaskId), LaunchId>,
     pub(crate) of_framework: Keys<(FrameworkId, LaunchId)>,
-    /// Tasks which are not terminal.
+    /// Executors which are not terminal.
+    pub(crate) executors: Keys<(FrameworkId, AgentId, ExecutorId, LaunchId)>,
+    /// Tasks and executors which are not terminal.
     pub(crate) live_on_agent: Keys<(AgentId, LaunchId)>,
     pub(crate) finished_of_framework: Keys<(FrameworkId, u64)>,
     pub(crate) counts: Lookup<FrameworkId, Counts>,
@@ -88,7 +91,7 @@ pub(crate) struct Counts {
 /// What an agent must be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Order {
-    /// Start a task; everything about it is in its record.
+    /// Start a task or an executor; everything about it is in its record.
     Launch {
         /// The number of the order at its agent.
         agent_seq: u64,
@@ -221,17 +224,28 @@ impl Registry {
         self.sessions.get(&session).map(|s| s.origin)
     }
 
-    /// One task that is not both terminal and acknowledged.
+    /// One task that is not both terminal and acknowledged, or executor that is not terminal.
     pub fn task(&self, launch: LaunchId) -> Option<&Task> {
         self.tasks.get(&launch)
     }
 
-    /// All tasks that are not both terminal and acknowledged, by launch.
-    pub fn tasks(&self) -> impl Iterator<Item = &Task> + '_ {
+    /// All tasks that are not both terminal and acknowledged, and executors that are not terminal, by launch.
+    pub fn launches(&self) -> impl Iterator<Item = &Task> + '_ {
         self.tasks.values()
     }
 
-    /// How many tasks there are that are not both terminal and acknowledged.
+    /// All tasks that are not both terminal and acknowledged, by launch.
+    pub fn tasks(&self) -> impl Iterator<Item = &Task> + '_ {
+        self.launches().filter(|task| !task.is_executor())
+    }
+
+    /// All executors that are not terminal, by launch.
+    pub fn executors(&self) -> impl Iterator<Item = &Task> + '_ {
+        self.index.executors.iter().filter_map(|(.., launch)| self.task(*launch))
+    }
+
+    /// How many launches there are: tasks that are not both terminal and acknowledged, and executors that are not
+    /// terminal.
     pub fn tasks_len(&self) -> usize {
         self.tasks.len()
     }
@@ -241,27 +255,52 @@ impl Registry {
         self.task(self.index.names.get(&(framework, task.clone()))?)
     }
 
-    /// A framework's tasks that are not both terminal and acknowledged, by launch.
-    pub fn tasks_of_framework(&self, framework: FrameworkId) -> impl Iterator<Item = &Task> + '_ {
+    /// The framework's newest executor of this name on the agent that is not terminal. One that was told to end is not
+    /// handed tasks any more; another of its name may then be made beside it.
+    pub fn executor(&self, framework: FrameworkId, agent: AgentId, executor: &ExecutorId) -> Option<&Task> {
+        let key = |launch| (framework, agent, executor.clone(), LaunchId(launch));
+        let (.., launch) = self.index.executors.range(key(0)..=key(u64::MAX)).last()?;
+        self.task(*launch)
+    }
+
+    /// The launches of a framework, tasks and executors, by launch.
+    pub fn launches_of_framework(&self, framework: FrameworkId) -> impl Iterator<Item = &Task> + '_ {
         let keys = (framework, LaunchId(0))..=(framework, LaunchId(u64::MAX));
         self.index.of_framework.range(keys).filter_map(|(_, launch)| self.task(*launch))
     }
 
-    /// An agent's tasks that are not terminal, by launch: those that use its resources.
-    pub fn tasks_on_agent(&self, agent: AgentId) -> impl Iterator<Item = &Task> + '_ {
+    /// A framework's tasks that are not both terminal and acknowledged, by launch.
+    pub fn tasks_of_framework(&self, framework: FrameworkId) -> impl Iterator<Item = &Task> + '_ {
+        self.launches_of_framework(framework).filter(|task| !task.is_executor())
+    }
+
+    /// An agent's tasks and executors that are not terminal, by launch: those that use its resources.
+    pub fn launches_on_agent(&self, agent: AgentId) -> impl Iterator<Item = &Task> + '_ {
         let keys = (agent, LaunchId(0))..=(agent, LaunchId(u64::MAX));
         self.index.live_on_agent.range(keys).filter_map(|(_, launch)| self.task(*launch))
     }
 
+    /// An agent's tasks that are not terminal, by launch.
+    pub fn tasks_on_agent(&self, agent: AgentId) -> impl Iterator<Item = &Task> + '_ {
+        self.launches_on_agent(agent).filter(|task| !task.is_executor())
+    }
+
     /// All finished tasks that are remembered, the one retired first at first.
     pub fn history(&self) -> impl Iterator<Item = &Task> + '_ {
-        self.finished.values()
+        self.finished.values().filter(|task| !task.is_executor())
+    }
+
+    /// All ended executors that are remembered, the one that ended first at first.
+    pub fn executor_history(&self) -> impl Iterator<Item = &Task> + '_ {
+        self.finished.values().filter(|task| task.is_executor())
     }
 
     /// A framework's finished tasks that are remembered, the one retired first at first.
     pub fn history_of_framework(&self, framework: FrameworkId) -> impl Iterator<Item = &Task> + '_ {
         let keys = (framework, 0)..=(framework, u64::MAX);
-        self.index.finished_of_framework.range(keys).filter_map(|(_, number)| self.finished.get(number))
+        let numbers = self.index.finished_of_framework.range(keys);
+        let tasks = numbers.filter_map(|(_, number)| self.finished.get(number));
+        tasks.filter(|task| !task.is_executor())
     }
 
     /// The stored answer to a call of a current session.
@@ -285,16 +324,18 @@ impl Registry {
     /// What an agent that has seen its orders up to `last_seq` holds, if it and the record agree: the digest of its
     /// tasks that are not terminal, each with the newest `task_seq` of the agent itself.
     pub fn digest_of_agent(&self, agent: AgentId, last_seq: u64) -> u64 {
-        let seen = self.tasks_on_agent(agent).filter(|task| task.agent_seq <= last_seq);
+        let seen = self.launches_on_agent(agent).filter(|task| task.agent_seq <= last_seq);
         holdings_digest(seen.map(|task| (task.launch_id, agent_task_seq(task))))
     }
 
-    /// What an agent must be sent when it has seen its orders up to `after_seq`, by number: the launches after it,
-    /// and every kill order of a task that is not terminal, seen or not.
+    /// What an agent must be sent when it has seen its orders up to `after_seq`, by number: the launches after it, with
+    /// all of the group of each, and every kill order of a task that is not terminal, seen or not.
     pub fn orders_for(&self, agent: AgentId, after_seq: u64) -> Vec<Order> {
         let mut orders = Vec::new();
-        for task in self.tasks_on_agent(agent) {
-            if task.agent_seq > after_seq {
+        for task in self.launches_on_agent(agent) {
+            // The numbers of a group's members follow one another as their launches do.
+            let last_of_group = |group: Group| task.agent_seq + (group.first.0 + u64::from(group.size) - 1) - task.launch_id.0;
+            if task.group.map_or(task.agent_seq, last_of_group) > after_seq {
                 orders.push(Order::Launch { agent_seq: task.agent_seq, launch: task.launch_id });
             }
             if let Some(kill) = task.kill {

@@ -1,12 +1,10 @@
 //! What someone outside asks of the leader, after the protocol has been parsed.
 
-use std::sync::Arc;
-
-use crate::command::{Ack, AdminId, CallId, Held};
+use crate::command::{Ack, AdminId, CallId, Held, Operation};
 use crate::event::Hello;
 use crate::{
-    FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId, Role, SessionId, Status, TaskId, TaskLaunch,
-    TaskSpec,
+    AgentId, ExecutorId, FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId, Role, SessionId, Status,
+    TaskId,
 };
 
 /// A connection of a framework or an agent to this master, told apart by the shell that owns it.
@@ -105,6 +103,35 @@ pub enum Call {
         /// Which tasks.
         tasks: Vec<TaskId>,
     },
+    /// End an executor.
+    ShutdownExecutor {
+        /// The call.
+        call: CallId,
+        /// Where it is.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+    },
+    /// Bytes for an executor.
+    SendMessage {
+        /// Who.
+        framework: FrameworkId,
+        /// Its session.
+        session: SessionId,
+        /// Where the executor is.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// Something else to say of the framework.
+    UpdateFramework {
+        /// The call.
+        call: CallId,
+        /// What it says now.
+        info: FrameworkInfo,
+    },
     /// End the framework.
     Teardown {
         /// The call.
@@ -161,6 +188,15 @@ pub enum Call {
         /// The launches that are gone.
         launches: Vec<LaunchId>,
     },
+    /// An executor's bytes for its framework.
+    AgentMessage {
+        /// The stream.
+        connection: ConnectionId,
+        /// The executor's launch.
+        launch: LaunchId,
+        /// The bytes.
+        data: Vec<u8>,
+    },
     /// An agent's stream is gone.
     AgentGone {
         /// The stream.
@@ -173,15 +209,6 @@ pub enum Call {
 pub struct AcceptCallPart {
     /// Offers of one agent and one role.
     pub offers: Vec<OfferId>,
-    /// The launches, in order.
-    pub launches: Vec<LaunchCall>,
-}
-
-/// One spec × N tasks, as asked; a task that is no valid task keeps its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LaunchCall {
-    /// What all of them run.
-    pub spec: Arc<TaskSpec>,
-    /// The tasks.
-    pub tasks: Vec<Result<TaskLaunch, crate::command::Refusal>>,
+    /// What to do with them, in order.
+    pub operations: Vec<Operation>,
 }

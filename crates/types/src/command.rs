@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::caller::Caller;
 use crate::{
-    AgentId, AgentInfo, BootId, ClusterId, ClusterTime, FrameworkId, FrameworkInfo, LaunchId, MasterId,
+    AgentId, AgentInfo, BootId, ClusterId, ClusterTime, ExecutorId, FrameworkId, FrameworkInfo, LaunchId, MasterId,
     Reason, RequestId, Resources, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
 };
 
@@ -60,8 +60,29 @@ pub struct AcceptPart {
     pub role: Role,
     /// What the offers hold together: the part may not use more.
     pub offered: Resources,
-    /// The launches, in order.
-    pub launches: Vec<Launch>,
+    /// What to do, in order, each against what the ones before have left.
+    pub operations: Vec<Operation>,
+}
+
+/// What to do with offered resources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Launch tasks of one spec, each for itself.
+    Launch(Launch),
+    /// Launch tasks that start together or not at all, and end together.
+    LaunchGroup(Vec<Member>),
+}
+
+impl Operation {
+    /// The tasks with what they run, in the order of their outcomes.
+    pub fn tasks(&self) -> impl Iterator<Item = (&Arc<TaskSpec>, &Result<TaskLaunch, Refusal>)> + '_ {
+        let (launch, members) = match self {
+            Self::Launch(launch) => (Some(launch), &[][..]),
+            Self::LaunchGroup(members) => (None, members.as_slice()),
+        };
+        let alone = launch.into_iter().flat_map(|l| l.tasks.iter().map(move |task| (&l.spec, task)));
+        alone.chain(members.iter().map(|member| (&member.spec, &member.task)))
+    }
 }
 
 /// One spec × N tasks.
@@ -71,6 +92,15 @@ pub struct Launch {
     pub spec: Arc<TaskSpec>,
     /// The tasks; one that was refused before the proposal keeps its place so that outcomes line up.
     pub tasks: Vec<Result<TaskLaunch, Refusal>>,
+}
+
+/// One task of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// What it runs.
+    pub spec: Arc<TaskSpec>,
+    /// The task, or why it was refused before the proposal.
+    pub task: Result<TaskLaunch, Refusal>,
 }
 
 /// Why one task of an Accept was refused. A refused task leaves no record and no update.
@@ -93,11 +123,15 @@ pub enum Refusal {
     FeatureUnknown = 7,
     /// Another task of the same `atomic` Accept was refused.
     Atomic = 8,
+    /// Another task of the same group was refused.
+    Group = 9,
+    /// On the agent is an executor of this name with another description.
+    ExecutorDiffers = 10,
 }
 
 impl Refusal {
     /// Every refusal.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::InvalidTaskId,
         Self::TaskIdInUse,
         Self::InvalidSpec,
@@ -106,6 +140,8 @@ impl Refusal {
         Self::LimitReached,
         Self::FeatureUnknown,
         Self::Atomic,
+        Self::Group,
+        Self::ExecutorDiffers,
     ];
 
     /// The number in the protocol and in the log; never reused.
@@ -129,6 +165,8 @@ impl Refusal {
             Self::LimitReached => "the framework has as many tasks or specs as it may",
             Self::FeatureUnknown => "the agent does not know a feature that the task needs",
             Self::Atomic => "another part of the same atomic call was refused",
+            Self::Group => "another task of the same group was refused",
+            Self::ExecutorDiffers => "the framework has an executor of this name, described differently, on the agent",
         }
     }
 }
@@ -317,6 +355,22 @@ pub enum Command {
         /// Why.
         reason: CompletionReason,
     },
+    /// A framework says something else of itself.
+    UpdateFramework {
+        /// The call.
+        call: CallId,
+        /// What it says now; its user is the old one.
+        info: FrameworkInfo,
+    },
+    /// A framework asks for the end of an executor.
+    ShutdownExecutor {
+        /// The call.
+        call: CallId,
+        /// Where it is.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+    },
     /// Statuses from an agent.
     Statuses {
         /// Which agent.
@@ -335,10 +389,9 @@ pub struct Answer {
     pub index: u64,
     /// The call's content hash.
     pub content: u64,
-    /// The first launch id that an Accept minted; they follow one another.
+    /// The first launch id that an Accept minted for a task; they follow one another.
     pub first_launch: LaunchId,
-    /// For an Accept: per task in order of parts, launches and tasks, `None` if launched. For other calls: empty, or
-    /// one rejection.
+    /// For an Accept: per task in order of parts, operations and tasks, `None` if launched. For other calls: empty.
     pub outcomes: Vec<Option<Refusal>>,
     /// Why the call as a whole was refused.
     pub rejected: Option<Rejection>,
@@ -378,11 +431,13 @@ pub enum Rejection {
     AlreadyFormed = 14,
     /// Part of an `atomic` Accept was refused.
     Atomic = 15,
+    /// No such executor.
+    UnknownExecutor = 16,
 }
 
 impl Rejection {
     /// Every rejection.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::WrongTerm,
         Self::UnknownFramework,
         Self::FrameworkCompleted,
@@ -398,6 +453,7 @@ impl Rejection {
         Self::Immutable,
         Self::AlreadyFormed,
         Self::Atomic,
+        Self::UnknownExecutor,
     ];
 
     /// The number in snapshots; never reused.
@@ -436,6 +492,7 @@ impl std::fmt::Display for Rejection {
             Self::Immutable => "the framework's user and owner cannot change",
             Self::AlreadyFormed => "the cluster has begun already",
             Self::Atomic => "a part of the atomic call was refused, so nothing happened",
+            Self::UnknownExecutor => "no such executor",
         })
     }
 }

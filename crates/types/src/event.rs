@@ -35,6 +35,24 @@ pub enum FrameworkEvent {
         /// Gone for good.
         removed: bool,
     },
+    /// An executor of the framework has ended.
+    ExecutorEnded {
+        /// Where it was.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+        /// How.
+        status: Box<Status>,
+    },
+    /// Bytes from an executor; may be lost.
+    Message {
+        /// Where it is.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+        /// The bytes.
+        data: Vec<u8>,
+    },
     /// The subscription ends.
     Error(StreamEnd),
     /// Nothing happened for a while.
@@ -105,8 +123,11 @@ pub enum AgentOrder {
     },
     /// List everything held.
     SendListing,
-    /// Start a task.
+    /// Start a task, or an executor.
     Launch(Box<LaunchOrder>),
+    /// Start these tasks of one [`Group`], all or none, if they are all there are in it: otherwise none of those that
+    /// have not started may. They come in one message.
+    LaunchGroup(Vec<LaunchOrder>),
     /// End a task.
     Kill {
         /// The order's number.
@@ -129,6 +150,13 @@ pub enum AgentOrder {
     Forget {
         /// The launch.
         launch: LaunchId,
+    },
+    /// Bytes for an executor; lost if it cannot take them.
+    Message {
+        /// The executor's launch.
+        launch: LaunchId,
+        /// The bytes.
+        data: Vec<u8>,
     },
     /// Say something.
     Ping {
@@ -201,7 +229,8 @@ pub struct LaunchOrder {
     pub kind: LaunchKind,
 }
 
-/// Tasks that start together or not at all, and end together.
+/// Tasks that start together or not at all, and end together. Their launches and the numbers of their orders follow
+/// one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Group {
     /// The launch of its first member; the others' follow by one each.
@@ -210,7 +239,29 @@ pub struct Group {
     pub size: u32,
 }
 
-/// What an agent does with a launch.
+/// Puts the launches of each group, which follow one another, together.
+pub fn grouped(orders: impl IntoIterator<Item = AgentOrder>) -> Vec<AgentOrder> {
+    let mut all = Vec::new();
+    for order in orders {
+        match order {
+            AgentOrder::Launch(launch) if launch.group.is_some() => match all.last_mut() {
+                Some(AgentOrder::LaunchGroup(before)) if before[0].group == launch.group => before.push(*launch),
+                _ => all.push(AgentOrder::LaunchGroup(vec![*launch])),
+            },
+            other => all.push(other),
+        }
+    }
+    all
+}
+
+impl Group {
+    /// The launches of its members.
+    pub fn launches(self) -> impl Iterator<Item = LaunchId> {
+        (self.first.0..self.first.0.saturating_add(self.size.into())).map(LaunchId)
+    }
+}
+
+/// What sort of launch it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum LaunchKind {
     /// Runs the spec's command.
@@ -243,6 +294,13 @@ pub enum AgentReport {
     },
     /// Launches it was told to forget, of which nothing is left.
     Cleaned(Vec<LaunchId>),
+    /// Bytes from an executor for its framework; may be lost.
+    Message {
+        /// The executor's launch.
+        launch: LaunchId,
+        /// The bytes.
+        data: Vec<u8>,
+    },
 }
 
 /// How an agent opens its session.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::canonical::{Canonical, Sink};
 use crate::command::Answer;
+use crate::event::{Group, LaunchKind};
 use crate::task::KillOrder;
 use crate::{
     Agent, AgentId, ClusterId, ClusterTime, Framework, FrameworkId, LaunchId, MasterId, RequestId, Resources,
@@ -127,6 +128,8 @@ pub struct TaskImage {
     pub created_wall_ms: u64,
     pub started_wall_ms: Option<u64>,
     pub finished_wall_ms: Option<u64>,
+    pub group: Option<Group>,
+    pub kind: LaunchKind,
 }
 
 /// A finished task.
@@ -161,6 +164,8 @@ impl From<&Task> for TaskImage {
             created_wall_ms: task.created_wall_ms,
             started_wall_ms: task.started_wall_ms,
             finished_wall_ms: task.finished_wall_ms,
+            group: task.group,
+            kind: task.kind,
         }
     }
 }
@@ -189,6 +194,8 @@ impl TaskImage {
             created_wall_ms: self.created_wall_ms,
             started_wall_ms: self.started_wall_ms,
             finished_wall_ms: self.finished_wall_ms,
+            group: self.group,
+            kind: self.kind,
         }
     }
 }
@@ -206,9 +213,30 @@ macro_rules! in_order {
 in_order! {
     Meta { state_version, cluster, masters, time, applied, last_id, last_finished }
     SessionImage { session, framework, origin, done_below }
-    // The spec of a task is hashed as its digest, once per task, and whole once per framework that uses it.
-    Task {
-        launch_id, task_id, name, framework, agent, role, digest, env, array, resources, agent_seq, kill, status,
-        agent_status, pending, created_at, created_wall_ms, started_wall_ms, finished_wall_ms,
+}
+
+// The spec of a task is hashed as its digest, once per task, and whole once per framework that uses it.
+impl Canonical for Task {
+    fn encode(&self, out: &mut dyn Sink) {
+        let Self { launch_id, task_id, name, framework, agent, role, digest, env, array, .. } = self;
+        (launch_id, task_id).encode(out);
+        (name, framework).encode(out);
+        (agent, role).encode(out);
+        (digest, (env, array)).encode(out);
+        let Self { resources, agent_seq, kill, status, agent_status, pending, .. } = self;
+        (resources, agent_seq).encode(out);
+        (kill, status).encode(out);
+        (agent_status, pending).encode(out);
+        let Self { created_at, created_wall_ms, started_wall_ms, finished_wall_ms, group, kind, .. } = self;
+        (created_at, created_wall_ms).encode(out);
+        (started_wall_ms, finished_wall_ms).encode(out);
+        if let Some(Group { first, size }) = group {
+            (1u8, (first, size)).encode(out);
+        }
+        match kind {
+            LaunchKind::Task => {}
+            LaunchKind::Executor(id) => (2u8, id).encode(out),
+            LaunchKind::TaskOf(executor) => (3u8, executor).encode(out),
+        }
     }
 }

@@ -95,3 +95,9 @@ pub const DURATION_MAX_MS: u64 = 365 * 24 * 3_600_000;
 pub const SECCOMP_BYTES_MAX: usize = 32 << 10;
 /// Most tasks of a group.
 pub const GROUP_TASKS_MAX: usize = 64;
+/// Most bytes of the specs and environments of a group's tasks: they go to their agent in one message of at most 1 MiB.
+pub const GROUP_BYTES_MAX: usize = 512 << 10;
+/// Most bytes of arguments and environment of a program that is run in a task's container.
+pub const ARGV_BYTES_MAX: usize = 64 << 10;
+/// Shortest time between two measurements of what tasks use (milliseconds).
+pub const USAGE_INTERVAL_MIN_MS: u64 = 500;

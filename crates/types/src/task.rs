@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::container::{Burst, Check, Container, ExecutorSpec, HealthCheck};
+use crate::event::{Group, LaunchKind};
 use crate::{AgentId, ClusterTime, FrameworkId, LaunchId, Resources, Role, SpecDigest, TaskId, features};
 
 /// What to run and with how much: shared by any number of tasks, identified by its digest.
@@ -273,6 +274,11 @@ impl Status {
     pub fn position(&self) -> (u32, u32) {
         (self.master_seq, self.task_seq)
     }
+
+    /// Whether all it says is what a check says now.
+    pub fn is_check(&self) -> bool {
+        self.reason == Reason::CheckChanged && !self.state.is_terminal()
+    }
 }
 
 /// That a task's end was asked for.
@@ -329,9 +335,19 @@ pub struct Task {
     pub started_wall_ms: Option<u64>,
     /// Wall time of the end, for display.
     pub finished_wall_ms: Option<u64>,
+    /// The group it starts and ends with.
+    pub group: Option<Group>,
+    /// Whether it is a task, by itself or of an executor, or an executor. An executor is a launch like any other, with
+    /// its executor id as its `task_id`, but its framework knows it as no task: nothing of it is pending.
+    pub kind: LaunchKind,
 }
 
 impl Task {
+    /// Whether it is an executor.
+    pub fn is_executor(&self) -> bool {
+        matches!(self.kind, LaunchKind::Executor(_))
+    }
+
     /// Whether it has ended for good.
     pub fn is_terminal(&self) -> bool {
         self.status.state.is_terminal()

@@ -79,6 +79,7 @@ pub fn rejected(rejection: Rejection) -> Status {
         Rejection::Immutable => (Code::InvalidArgument, "IMMUTABLE"),
         Rejection::AlreadyFormed => (Code::FailedPrecondition, "ALREADY_FORMED"),
         Rejection::Atomic => (Code::FailedPrecondition, "ATOMIC"),
+        Rejection::UnknownExecutor => (Code::NotFound, "UNKNOWN_EXECUTOR"),
     };
     status(code, reason, text, &[])
 }
@@ -231,7 +232,7 @@ pub enum Problem {
     /// Nothing of this name.
     #[error("{message}")]
     NotFound {
-        /// UNKNOWN_FRAMEWORK, UNKNOWN_TASK, UNKNOWN_AGENT or NOT_FOUND.
+        /// UNKNOWN_FRAMEWORK, UNKNOWN_TASK, UNKNOWN_AGENT, UNKNOWN_EXECUTOR or NOT_FOUND.
         reason: String,
         /// For people.
         message: String,
@@ -300,7 +301,7 @@ impl Problem {
                 Self::Invalid { fields: violations.iter().map(field).collect(), message }
             }
             "UNSUPPORTED" => Self::Unsupported { message },
-            "UNKNOWN_FRAMEWORK" | "UNKNOWN_TASK" | "UNKNOWN_AGENT" | "NOT_FOUND" => {
+            "UNKNOWN_FRAMEWORK" | "UNKNOWN_TASK" | "UNKNOWN_AGENT" | "UNKNOWN_EXECUTOR" | "NOT_FOUND" => {
                 Self::NotFound { reason: info.reason.clone(), message }
             }
             "DENIED" => Self::Denied { message },

@@ -7,9 +7,12 @@ use bytes::Bytes;
 use proffer_types::command::Refusal;
 use proffer_types::event::{AgentReport, StreamEnd, Update};
 use proffer_types::{
-    AgentId, AttributeValue, ClusterId, Epoch, FrameworkId, LaunchId, OfferId, Resources, Role, SessionId,
+    AgentId, AttributeValue, ClusterId, Epoch, ExecutorId, FrameworkId, LaunchId, OfferId, Resources, Role, SessionId,
     Status, TaskId,
 };
+
+/// What a Failure event says when an executor has ended.
+pub(crate) const EXECUTOR_ENDED: &str = "executor_ended";
 
 /// An event as a framework receives it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +38,24 @@ pub enum Event {
         agent: AgentId,
         /// Gone for good.
         removed: bool,
+    },
+    /// An executor has ended.
+    ExecutorEnded {
+        /// Where it was.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+        /// How.
+        status: Box<Status>,
+    },
+    /// Bytes from an executor.
+    Message {
+        /// Where it is.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+        /// The bytes.
+        data: Bytes,
     },
     /// The subscription ends.
     Error {
@@ -112,7 +133,7 @@ pub struct HostOffer {
 pub struct Accepted {
     /// The log index at which it took effect.
     pub index: u64,
-    /// Per part, launch and task.
+    /// Per part, operation and task.
     pub parts: Vec<Vec<Vec<Result<LaunchId, TaskRefused>>>>,
 }
 
@@ -137,6 +158,8 @@ pub fn refusal_code(refusal: Refusal) -> &'static str {
         Refusal::LimitReached => "LIMIT_REACHED",
         Refusal::FeatureUnknown => "FEATURE_UNKNOWN",
         Refusal::Atomic => "ATOMIC",
+        Refusal::Group => "GROUP",
+        Refusal::ExecutorDiffers => "EXECUTOR_DIFFERS",
     }
 }
 

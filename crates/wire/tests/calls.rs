@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use proffer_types::call::{AcceptCallPart, Call, ConnectionId, LaunchCall};
-use proffer_types::command::{Answer, CallId, Held, Refusal};
+use proffer_types::call::{AcceptCallPart, Call, ConnectionId};
+use proffer_types::command::{Answer, CallId, Held, Launch, Member, Operation, Refusal};
 use proffer_types::container::{
     Burst, Check, Container, ExecutorSpec, HealthCheck, Io, IoLimit, Probe, ProbePort, Rlimit, RlimitValue,
     Seccomp, UserNamespace,
 };
 use proffer_types::event::{
-    AgentOrder, AgentRefusal, AgentReport, Hello, LaunchKind, LaunchOrder, StreamEnd, Update,
+    AgentOrder, AgentRefusal, AgentReport, Group, Hello, LaunchKind, LaunchOrder, StreamEnd, Update,
 };
 use proffer_types::{
     AgentId, AgentInfo, AttributeValue, BootId, ClusterId, Epoch, ExecutorId, FrameworkId, FrameworkInfo,
@@ -79,15 +79,37 @@ fn task(name: &str) -> TaskLaunch {
 }
 
 fn accept() -> pb::AcceptRequest {
-    let launch = LaunchCall { spec: Arc::new(spec()), tasks: vec![Ok(task("a")), Ok(task("b"))] };
-    let part = AcceptCallPart { offers: vec![offer(1), offer(2)], launches: vec![launch] };
+    let launch = Launch { spec: Arc::new(spec()), tasks: vec![Ok(task("a")), Ok(task("b"))] };
+    let operations = vec![Operation::Launch(launch)];
+    let part = AcceptCallPart { offers: vec![offer(1), offer(2)], operations };
+    to_proto::accept(&call_id(), false, &[part], None)
+}
+
+/// The spec of an Accept's only operation.
+fn only(call: Call) -> Arc<TaskSpec> {
+    match call {
+        Call::Accept { parts, .. } => parts[0].operations[0].tasks().next().expect("a task").0.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn alone(spec: Arc<TaskSpec>) -> pb::AcceptRequest {
+    let operations = vec![Operation::Launch(Launch { spec, tasks: vec![Ok(task("a"))] })];
+    let part = AcceptCallPart { offers: vec![offer(1)], operations };
+    to_proto::accept(&call_id(), false, &[part], None)
+}
+
+fn group(specs: impl IntoIterator<Item = TaskSpec>) -> pb::AcceptRequest {
+    let member = |(i, spec)| Member { spec: Arc::new(spec), task: Ok(task(&format!("t{i}"))) };
+    let members = specs.into_iter().enumerate().map(member).collect();
+    let part = AcceptCallPart { offers: vec![offer(1)], operations: vec![Operation::LaunchGroup(members)] };
     to_proto::accept(&call_id(), false, &[part], None)
 }
 
 fn launch(request: &mut pb::AcceptRequest) -> &mut pb::Launch {
     match request.parts[0].operations[0].operation.as_mut() {
         Some(pb::operation::Operation::Launch(launch)) => launch,
-        None => panic!("the request has a launch"),
+        _ => panic!("the request has a launch"),
     }
 }
 
@@ -104,8 +126,42 @@ fn a_valid_accept_is_what_was_meant() {
     assert_ne!(call.content, 0);
     assert_eq!((atomic, filter_ms), (false, 5_000));
     assert_eq!(parts[0].offers, [offer(1), offer(2)]);
-    assert_eq!(*parts[0].launches[0].spec, spec());
-    assert_eq!(parts[0].launches[0].tasks, [Ok(task("a")), Ok(task("b"))]);
+    let launch = Launch { spec: Arc::new(spec()), tasks: vec![Ok(task("a")), Ok(task("b"))] };
+    assert_eq!(parts[0].operations, [Operation::Launch(launch)]);
+}
+
+#[test]
+fn a_group_is_what_was_meant() {
+    let longer = TaskSpec { kill_grace_ms: 9, ..spec() };
+    let request = group([spec(), longer.clone()]);
+    let Ok(Call::Accept { parts, .. }) = from_proto::accept(request) else { panic!("refused") };
+    let members = [(spec(), "t0"), (longer, "t1")]
+        .map(|(spec, name)| Member { spec: Arc::new(spec), task: Ok(task(name)) });
+    assert_eq!(parts[0].operations, [Operation::LaunchGroup(members.into())]);
+    let shape = to_proto::shape(&parts);
+    assert_eq!(shape, [vec![2]]);
+}
+
+#[test]
+fn what_a_group_may_not_be() {
+    let refused = |request| from_proto::accept(request).expect_err("refused").to_string();
+    assert!(refused(group([])).contains("launch_group.members: must be 1 to 64"), "{}", refused(group([])));
+    assert!(refused(group(vec![spec(); 65])).contains("and are 65"));
+    let large = TaskSpec { labels: [("l".to_owned(), "x".repeat(60_000))].into(), ..spec() };
+    assert!(refused(group(vec![large; 9])).contains("the limit is 524288"));
+    let executor = Some(ExecutorSpec { id: ExecutorId::new("ex").unwrap(), spec: Arc::new(spec()) });
+    let run = TaskSpec { argv: Vec::new(), executor, ..spec() };
+    assert!(refused(group([spec(), run])).contains("members[1].spec.executor: must not be given"));
+    let mut without = group([spec(), spec()]);
+    match without.parts[0].operations[0].operation.as_mut() {
+        Some(pb::operation::Operation::LaunchGroup(group)) => {
+            group.members[0].task = None;
+            group.members[1].spec.as_mut().unwrap().argv.clear();
+        }
+        _ => panic!("the request has a group"),
+    }
+    let text = refused(without);
+    assert!(text.contains("members[0].task: must be given"), "{text}");
 }
 
 #[test]
@@ -119,12 +175,7 @@ fn every_field_of_a_spec_arrives() {
         ..spec()
     });
     for spec in [whole, executed] {
-        let launch = LaunchCall { spec: spec.clone(), tasks: vec![Ok(task("a"))] };
-        let part = AcceptCallPart { offers: vec![offer(1)], launches: vec![launch] };
-        match from_proto::accept(to_proto::accept(&call_id(), false, &[part], None)) {
-            Ok(Call::Accept { parts, .. }) => assert_eq!(parts[0].launches[0].spec, spec),
-            other => panic!("{other:?}"),
-        }
+        assert_eq!(only(from_proto::accept(alone(spec.clone())).unwrap()), spec);
     }
 }
 
@@ -134,9 +185,7 @@ fn what_a_container_and_its_checks_may_not_be() {
     let refused = |change: &dyn Fn(&mut TaskSpec)| {
         let mut spec = whole_spec();
         change(&mut spec);
-        let launch = LaunchCall { spec: Arc::new(spec), tasks: vec![Ok(task("a"))] };
-        let part = AcceptCallPart { offers: vec![offer(1)], launches: vec![launch] };
-        match from_proto::accept(to_proto::accept(&call_id(), false, &[part], None)) {
+        match from_proto::accept(alone(Arc::new(spec))) {
             Err(error) => error.to_string(),
             Ok(_) => String::new(),
         }
@@ -437,6 +486,7 @@ fn agents_and_masters_understand_each_other() {
         AgentReport::Status { launch: LaunchId(3), status: a_status(TaskState::Failed) },
         AgentReport::Pong { n: 5 },
         AgentReport::Cleaned(vec![LaunchId(3), LaunchId(1)]),
+        AgentReport::Message { launch: LaunchId(3), data: vec![1, 2] },
     ];
     let epoch = Epoch { generation: 1, term: 9 };
     let message =
@@ -470,10 +520,23 @@ fn agents_and_masters_understand_each_other() {
         launch: LaunchId(5),
         expires_ms: 1_000,
     };
+    let member = |launch_id, first| LaunchOrder {
+        launch: LaunchId(launch_id),
+        group: Some(Group { first: LaunchId(first), size: 2 }),
+        ..launch.clone()
+    };
     let orders = vec![
         welcome,
         AgentOrder::SendListing,
         AgentOrder::Launch(Box::new(launch.clone())),
+        AgentOrder::LaunchGroup(vec![member(6, 6), member(7, 6)]),
+        AgentOrder::LaunchGroup(vec![member(8, 8)]),
+        AgentOrder::Launch(Box::new(LaunchOrder {
+            kind: LaunchKind::Executor(ExecutorId::new("ex").unwrap()),
+            ..launch.clone()
+        })),
+        AgentOrder::Launch(Box::new(LaunchOrder { kind: LaunchKind::TaskOf(LaunchId(4)), ..launch.clone() })),
+        AgentOrder::Message { launch: LaunchId(4), data: vec![3] },
         AgentOrder::Kill { agent_seq: 2, launch: LaunchId(5), grace_ms: 0, reason: Reason::KilledByOperator },
         AgentOrder::Confirm { launch: LaunchId(5), task_seq: 3 },
         AgentOrder::Forget { launch: LaunchId(5) },
@@ -481,13 +544,13 @@ fn agents_and_masters_understand_each_other() {
         open,
         AgentOrder::Refused(AgentRefusal::WrongCluster),
     ];
-    let items = orders.iter().map(to_proto::agent_order).collect();
+    let items = orders.iter().flat_map(to_proto::agent_order).collect();
     assert_eq!(from_proto::master_message(to_proto::master_message(epoch, items)), Ok((epoch, orders)));
 
     // The framework's user stands in for a spec without one.
     let order = LaunchOrder { spec: Arc::new(spec()), framework_user: "fw".into(), ..launch };
-    let item = to_proto::agent_order(&AgentOrder::Launch(Box::new(order)));
-    let (_, orders) = from_proto::master_message(to_proto::master_message(epoch, vec![item])).unwrap();
+    let items = to_proto::agent_order(&AgentOrder::Launch(Box::new(order)));
+    let (_, orders) = from_proto::master_message(to_proto::master_message(epoch, items)).unwrap();
     assert!(matches!(&orders[0], AgentOrder::Launch(order) if order.spec.user == "fw"));
 }
 
@@ -516,6 +579,7 @@ fn frameworks_hear_what_is_told() {
         status: Some(a_status(TaskState::Finished)),
         acknowledge: true,
     };
+    let executor = ExecutorId::new("ex").unwrap();
     let unknown = Update { launch: None, status: None, acknowledge: false, ..update.clone() };
     let events = vec![
         to_proto::subscribed(&first),
@@ -529,6 +593,8 @@ fn frameworks_hear_what_is_told() {
         to_proto::error(StreamEnd::Resync),
         to_proto::heartbeat(9),
         pb::Event { event: None },
+        to_proto::executor_ended(AgentId(2), &executor, &a_status(TaskState::Failed)),
+        to_proto::message(AgentId(2), &executor, vec![1, 2]),
     ];
     let told = from_proto::events(pb::Events { events }).unwrap();
     assert_eq!(told[0], Event::Subscribed(first));
@@ -542,6 +608,9 @@ fn frameworks_hear_what_is_told() {
     assert_eq!(told[7], Event::Failure { agent: AgentId(2), removed: true });
     assert!(matches!(&told[8], Event::Error { end: Some(StreamEnd::Resync), .. }));
     assert_eq!((&told[9], &told[10]), (&Event::Heartbeat { index: 9 }, &Event::Other));
+    let status = Box::new(a_status(TaskState::Failed));
+    assert_eq!(told[11], Event::ExecutorEnded { agent: AgentId(2), executor: executor.clone(), status });
+    assert_eq!(told[12], Event::Message { agent: AgentId(2), executor, data: vec![1, 2].into() });
 }
 
 #[test]

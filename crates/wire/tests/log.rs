@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use proffer_types::command::{
-    AcceptPart, Ack, AdminId, Answer, Attach, CallId, Command, CompletionReason, Entry, Held, Launch,
-    Refusal, Rejection,
+    AcceptPart, Ack, AdminId, Answer, Attach, CallId, Command, CompletionReason, Entry, Held, Launch, Member,
+    Operation, Refusal, Rejection,
 };
 use proffer_types::container::{
     Burst, Check, Container, ExecutorSpec, HealthCheck, Io, IoLimit, Probe, ProbePort, Rlimit, RlimitValue,
     Seccomp, UserNamespace,
 };
+use proffer_types::event::{Group, LaunchKind};
 use proffer_types::image::{
     AdminAnswerImage, AnswerImage, FinishedImage, Meta, Segment, SessionImage, SpecImage, TaskImage,
 };
@@ -289,17 +290,37 @@ impl Dice {
         self.maybe(|dice| (dice.number() as u32, dice.number() as u32))
     }
 
-    fn launch(&mut self) -> Launch {
-        let task = |dice: &mut Self| match dice.below(4) {
-            0 => Err(dice.of(&Refusal::ALL)),
+    fn refusal(&mut self) -> Refusal {
+        self.of(if self.later { &Refusal::ALL } else { &Refusal::ALL[..8] })
+    }
+
+    fn rejection(&mut self) -> Rejection {
+        self.of(if self.later { &Rejection::ALL } else { &Rejection::ALL[..15] })
+    }
+
+    fn task(&mut self) -> Result<TaskLaunch, Refusal> {
+        match self.below(4) {
+            0 => Err(self.refusal()),
             _ => Ok(TaskLaunch {
-                task_id: dice.task_id(),
-                name: dice.text(),
-                env: dice.map(),
-                array: dice.array(),
+                task_id: self.task_id(),
+                name: self.text(),
+                env: self.map(),
+                array: self.array(),
             }),
-        };
-        Launch { spec: self.spec(), tasks: self.some(4, task) }
+        }
+    }
+
+    fn operation(&mut self) -> Operation {
+        if self.later && self.flag() {
+            let member = |dice: &mut Self| Member { spec: dice.spec(), task: dice.task() };
+            let first = member(self);
+            return Operation::LaunchGroup([vec![first], self.some(3, member)].concat());
+        }
+        Operation::Launch(Launch { spec: self.spec(), tasks: self.some(4, Self::task) })
+    }
+
+    fn executor_id(&mut self) -> ExecutorId {
+        ExecutorId::new(&self.word()).unwrap()
     }
 
     fn command(&mut self, kind: usize) -> Command {
@@ -350,7 +371,7 @@ impl Dice {
                     agent: AgentId(dice.number()),
                     role: dice.role(),
                     offered: dice.resources(),
-                    launches: dice.some(3, Self::launch),
+                    operations: dice.some(3, Self::operation),
                 }),
             },
             10 => Command::Kill {
@@ -384,6 +405,12 @@ impl Dice {
                 attachment: self.number(),
                 statuses: self.some(5, Self::launch_status),
             },
+            17 => Command::UpdateFramework { call: self.call_id(), info: self.framework_info() },
+            18 => Command::ShutdownExecutor {
+                call: self.call_id(),
+                agent: AgentId(self.number()),
+                executor: self.executor_id(),
+            },
             _ => unreachable!("there are {COMMANDS} kinds"),
         }
     }
@@ -403,15 +430,15 @@ impl Dice {
             index: self.number(),
             content: self.number(),
             first_launch: LaunchId(self.number()),
-            outcomes: self.some(5, |dice| dice.maybe(|dice| dice.of(&Refusal::ALL))),
-            rejected: self.maybe(|dice| dice.of(&Rejection::ALL)),
+            outcomes: self.some(5, |dice| dice.maybe(Self::refusal)),
+            rejected: self.maybe(Self::rejection),
         }
     }
 
     fn task_image(&mut self) -> TaskImage {
         let mut digest = [0; 32];
         digest[..16].copy_from_slice(&self.random().to_be_bytes());
-        TaskImage {
+        let mut image = TaskImage {
             launch_id: LaunchId(self.number()),
             task_id: self.task_id(),
             name: self.text(),
@@ -435,7 +462,19 @@ impl Dice {
             created_wall_ms: self.number(),
             started_wall_ms: self.maybe(Self::number),
             finished_wall_ms: self.maybe(Self::number),
+            group: None,
+            kind: LaunchKind::Task,
+        };
+        if self.later {
+            image.group =
+                self.maybe(|dice| Group { first: LaunchId(1 + dice.below(99)), size: 1 + dice.below(9) as u32 });
+            image.kind = match self.below(3) {
+                0 => LaunchKind::Task,
+                1 => LaunchKind::Executor(ExecutorId::new(image.task_id.as_str()).unwrap()),
+                _ => LaunchKind::TaskOf(LaunchId(1 + self.below(99))),
+            };
         }
+        image
     }
 
     fn agent(&mut self) -> Agent {
@@ -518,7 +557,9 @@ impl Dice {
     }
 }
 
-const COMMANDS: usize = 17;
+const COMMANDS: usize = 19;
+/// Those of the first release.
+const FIRST_COMMANDS: usize = 17;
 const SEGMENTS: usize = 9;
 
 #[test]
@@ -607,6 +648,23 @@ fn what_is_not_known_is_named() {
     assert!(matches!(from_proto::entry(&bytes), Err(RecordError::NotUnderstood { kind: 17, .. })));
 }
 
+#[test]
+fn a_record_has_the_lowest_version_that_has_all_it_uses() {
+    use proffer_wire::log::v1 as pb;
+    use prost::Message;
+    let version = |entry: &Entry| pb::Entry::decode(&*to_proto::entry(entry)).unwrap().version;
+    let mut dice = Dice { state: 5, later: false };
+    assert!((0..FIRST_COMMANDS).all(|kind| version(&dice.entry(kind)) == 1));
+    let mut dice = Dice::new(5);
+    let later = (0..50).map(|_| dice.entry(9)).find(|entry| version(entry) == 2).expect("an accept with a group");
+    // One that says less than it uses was not written by any version of this program.
+    let mut entry = pb::Entry::decode(&*to_proto::entry(&later)).unwrap();
+    entry.version = 1;
+    assert!(matches!(from_proto::entry(&entry.encode_to_vec()), Err(RecordError::Invalid { kind: 25, .. })));
+    let segments = || (0..20).map(|_| Dice::new(6).segment(7));
+    assert!(segments().all(|segment| from_proto::segment(&to_proto::segment(&segment)) == Ok(segment)));
+}
+
 /// `tests/golden/log-v1.bin`: records of the first release, each behind its length (4 bytes, little-endian), entries
 /// first. It is never written again; a later encoding gets a file of its own beside it.
 #[test]
@@ -616,7 +674,7 @@ fn what_was_written_once_stays_readable() {
     let mut entries = Vec::new();
     let mut segments = Vec::new();
     for _ in 0..8 {
-        entries.extend((0..COMMANDS).map(|kind| dice.entry(kind)));
+        entries.extend((0..FIRST_COMMANDS).map(|kind| dice.entry(kind)));
         segments.extend((0..SEGMENTS).map(|kind| dice.segment(kind)));
     }
     if std::env::var_os("PROFFER_WRITE_GOLDEN").is_some() && !path.exists() {

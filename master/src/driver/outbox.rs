@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// updates as it had tasks: what comes at once must fit in, or a stream that begins with it would never last.
 const OUTBOX_ITEMS_MAX: usize = 131_072;
 
+/// Items behind which a message from or to an executor is not queued any more. Such a message has up to 64 KiB, so the
+/// messages of a stream whose reader stands still are at most 8 MiB.
+const ROOM_ITEMS: usize = 128;
+
 /// To whoever serves a framework's stream.
 #[derive(Clone, Debug)]
 pub enum FrameworkItem {
@@ -77,6 +81,18 @@ impl<T> Outbox<T> {
         }
         drop(queue);
         self.readable.notify_one();
+    }
+
+    /// Puts an item in that may be lost, and tells whether it did: only if few wait.
+    pub(crate) fn push_if_room(&self, item: T) -> bool {
+        let room = {
+            let queue = self.lock();
+            queue.end.is_none() && queue.items.len() < ROOM_ITEMS
+        };
+        if room {
+            self.push(item);
+        }
+        room
     }
 
     /// Ends the stream behind what is queued.

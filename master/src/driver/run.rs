@@ -39,6 +39,9 @@ const SLICE: usize = 1_024;
 /// When to ask again for the output of a task whose agent has no session at the moment.
 const LOGS_RETRY_MS: u64 = 500;
 
+/// When to send a message again for which there was no room.
+const DELIVER_RETRY_MS: u64 = 50;
+
 /// How long a read waits for its index. Whatever a leader has told of is applied at the next one within an election
 /// and some commits.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
@@ -332,6 +335,7 @@ impl Driver {
             | Call::AgentListing { connection, .. }
             | Call::AgentStatuses { connection, .. }
             | Call::AgentAlive { connection }
+            | Call::AgentMessage { connection, .. }
             | Call::AgentCleaned { connection, .. } => !self.agents.contains_key(connection),
             _ => false,
         }
@@ -514,12 +518,29 @@ impl Driver {
                     event => FrameworkItem::Event(event),
                 };
                 if let Some(outbox) = self.frameworks.get(&connection) {
-                    outbox.push(item);
+                    match item {
+                        FrameworkItem::Event(FrameworkEvent::Message { .. }) => {
+                            // At most once: lost if its framework reads too slowly.
+                            let _ = outbox.push_if_room(item);
+                        }
+                        item => outbox.push(item),
+                    }
                 }
             }
             Effect::ToAgent { connection, order } => {
                 if let Some(outbox) = self.agents.get(&connection) {
                     outbox.push(order);
+                }
+            }
+            Effect::Deliver { reply, connection, order } => {
+                let delivered = self.agents.get(&connection).is_some_and(|outbox| outbox.push_if_room(order));
+                let index = self.mind.registry().applied();
+                let result = match delivered {
+                    true => Ok(Reply::Done { index }),
+                    false => Err(Refused::Busy { retry_ms: DELIVER_RETRY_MS }),
+                };
+                if let Some(waiting) = reply.and_then(|reply| self.replies.remove(&reply)) {
+                    let _ = waiting.send(result);
                 }
             }
             Effect::Close { connection, end } => self.close(connection, end),

@@ -206,6 +206,7 @@ impl Listener {
                 AgentReport::Listing(held) => Call::AgentListing { connection, held },
                 AgentReport::Pong { .. } => Call::AgentAlive { connection },
                 AgentReport::Cleaned(launches) => Call::AgentCleaned { connection, launches },
+                AgentReport::Message { launch, data } => Call::AgentMessage { connection, launch, data },
             };
             self.tell_statuses(&mut statuses).await?;
             self.tell(call).await?;
@@ -290,7 +291,8 @@ impl Teller {
     async fn tell(&self, orders: Vec<AgentOrder>) -> Result<(), Gone> {
         let mut packer = Packer::new();
         for order in &orders {
-            if let Some(full) = packer.push(to_proto::agent_order(order)) {
+            // The launches of a group go in one message.
+            if let Some(full) = packer.push_together(to_proto::agent_order(order)) {
                 self.send(full).await?;
             }
         }

@@ -8,7 +8,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
-/// A message is sent once it has this many bytes. A single item may be larger: an agent's launch by its spec.
+/// A message is sent once it has this many bytes. A single item may be larger (an agent's launch by its spec), and so
+/// may items that belong together (the launches of a group).
 pub(crate) const MESSAGE_BYTES: usize = 64 << 10;
 /// Items that are taken at once from what waits.
 pub(crate) const ITEMS_MAX: usize = 256;
@@ -92,9 +93,15 @@ impl<I: Message> Packer<I> {
 
     /// Puts an item in; returns the items before it if it would not fit beside them.
     pub(crate) fn push(&mut self, item: I) -> Option<Vec<I>> {
-        let bytes = item.encoded_len();
+        self.push_together([item])
+    }
+
+    /// Puts items in that must come in one message; returns the items before them if they would not fit beside those.
+    pub(crate) fn push_together(&mut self, items: impl IntoIterator<Item = I>) -> Option<Vec<I>> {
+        let items: Vec<I> = items.into_iter().collect();
+        let bytes: usize = items.iter().map(Message::encoded_len).sum();
         let full = (!self.items.is_empty() && self.bytes + bytes > MESSAGE_BYTES).then(|| self.take());
-        self.items.push(item);
+        self.items.extend(items);
         self.bytes += bytes;
         full
     }

@@ -50,6 +50,8 @@ rpcs! {
     Acknowledge = "/proffer.scheduler.v1.SchedulerService/Acknowledge",
     /// Statuses wanted.
     Reconcile = "/proffer.scheduler.v1.SchedulerService/Reconcile",
+    /// An executor's end.
+    ShutdownExecutor = "/proffer.scheduler.v1.SchedulerService/ShutdownExecutor",
     /// Bytes for an executor.
     SendMessage = "/proffer.scheduler.v1.SchedulerService/SendMessage",
     /// A framework's new info.
@@ -117,6 +119,7 @@ impl Rpc {
             | Self::Kill
             | Self::Acknowledge
             | Self::Reconcile
+            | Self::ShutdownExecutor
             | Self::SendMessage
             | Self::UpdateFramework
             | Self::Teardown => Action::ActAsFramework,
@@ -158,6 +161,7 @@ impl Rpc {
             | Self::Suppress
             | Self::Revive
             | Self::Kill
+            | Self::ShutdownExecutor
             | Self::Acknowledge
             | Self::Reconcile
             | Self::Teardown

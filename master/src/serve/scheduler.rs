@@ -151,18 +151,28 @@ impl SchedulerService for Scheduler {
         Ok(Response::new(pb::ReconcileResponse {}))
     }
 
+    async fn shutdown_executor(
+        &self,
+        request: Request<pb::ShutdownExecutorRequest>,
+    ) -> Result<Response<pb::ShutdownExecutorResponse>, Status> {
+        let index = self.ask(request, from_proto::shutdown_executor).await?.index();
+        Ok(Response::new(pb::ShutdownExecutorResponse { index }))
+    }
+
     async fn send_message(
         &self,
-        _request: Request<pb::SendMessageRequest>,
+        request: Request<pb::SendMessageRequest>,
     ) -> Result<Response<pb::SendMessageResponse>, Status> {
-        Err(status::unsupported("SendMessage is not supported by this version"))
+        self.ask(request, from_proto::send_message).await?;
+        Ok(Response::new(pb::SendMessageResponse {}))
     }
 
     async fn update_framework(
         &self,
-        _request: Request<pb::UpdateFrameworkRequest>,
+        request: Request<pb::UpdateFrameworkRequest>,
     ) -> Result<Response<pb::UpdateFrameworkResponse>, Status> {
-        Err(status::unsupported("UpdateFramework is not supported by this version"))
+        let index = self.ask(request, from_proto::update_framework).await?.index();
+        Ok(Response::new(pb::UpdateFrameworkResponse { index }))
     }
 
     async fn teardown(
@@ -228,6 +238,12 @@ impl Teller {
                     FrameworkEvent::Rescind(offers) => to_proto::rescind(&offers),
                     FrameworkEvent::Update(update) => to_proto::update(&update),
                     FrameworkEvent::Failure { agent, removed } => to_proto::failure(agent, removed),
+                    FrameworkEvent::ExecutorEnded { agent, executor, status } => {
+                        to_proto::executor_ended(agent, &executor, &status)
+                    }
+                    FrameworkEvent::Message { agent, executor, data } => {
+                        to_proto::message(agent, &executor, data)
+                    }
                     FrameworkEvent::Error(end) => to_proto::error(end),
                     FrameworkEvent::Heartbeat => to_proto::heartbeat(self.applied().await),
                     // The driver turns the one into `Open`; the other is told above.

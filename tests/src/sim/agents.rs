@@ -327,6 +327,7 @@ impl World {
                 AgentReport::Listing(held) => Call::AgentListing { connection, held },
                 AgentReport::Pong { .. } => Call::AgentAlive { connection },
                 AgentReport::Cleaned(launches) => Call::AgentCleaned { connection, launches },
+                AgentReport::Message { launch, data } => Call::AgentMessage { connection, launch, data },
             };
             if !statuses.is_empty() {
                 let statuses = std::mem::take(&mut statuses);

@@ -10,8 +10,8 @@ use proffer_client::core::{
 };
 use proffer_client::core::{Refused as SdkRefused, RefusedTask};
 use proffer_registry::Registry;
-use proffer_types::call::{AcceptCallPart, Call, LaunchCall};
-use proffer_types::command::{CallId, Rejection};
+use proffer_types::call::{AcceptCallPart, Call};
+use proffer_types::command::{self, CallId, Operation, Rejection};
 use proffer_types::event::{FrameworkEvent, Refused, Reply, StreamEnd};
 use proffer_types::{
     Epoch, FrameworkId, FrameworkInfo, RequestId, Resources, Role, Task, TaskId, TaskLaunch, TaskSpec, limits,
@@ -442,10 +442,13 @@ fn call_of(header: &Header, request: &Request) -> Call {
                 .into_iter()
                 .map(|part| AcceptCallPart {
                     offers: part.offers,
-                    launches: part
+                    operations: part
                         .launches
                         .into_iter()
-                        .map(|l| LaunchCall { spec: l.spec, tasks: l.tasks.into_iter().map(Ok).collect() })
+                        .map(|l| {
+                            let tasks = l.tasks.into_iter().map(Ok).collect();
+                            Operation::Launch(command::Launch { spec: l.spec, tasks })
+                        })
                         .collect(),
                 })
                 .collect(),
@@ -553,6 +556,7 @@ pub(crate) fn heard(event: FrameworkEvent, registry: &Registry, epoch: Epoch) ->
             }
         }
         FrameworkEvent::Failure { agent, removed } => vec![Heard::AgentLost { agent, removed }],
+        FrameworkEvent::ExecutorEnded { .. } | FrameworkEvent::Message { .. } => Vec::new(),
         FrameworkEvent::Heartbeat => vec![Heard::Heartbeat],
         FrameworkEvent::Error(end) => vec![Heard::End(match end {
             StreamEnd::SessionFenced => Failure::Fenced,

@@ -459,6 +459,15 @@ impl World {
                 let epoch = live.epoch;
                 self.send_down(connection.0, Down::Orders { epoch, orders: vec![order] });
             }
+            Effect::Deliver { reply, connection, order } => {
+                let epoch = live.epoch;
+                let index = live.mind.registry().applied();
+                let asked = reply.and_then(|reply| live.replies.remove(&reply));
+                self.send_down(connection.0, Down::Orders { epoch, orders: vec![order] });
+                if let Some((framework, life, asked)) = asked {
+                    self.answer(framework, life, asked, Ok(Reply::Done { index }));
+                }
+            }
             Effect::ToFramework { connection, event } => self.tell_framework(n, connection, event),
             Effect::Close { connection, end } => self.master_closes(connection.0, end, leader),
             Effect::Alarm { message } => panic!("master {n}: alarm: {message}"),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use proffer_broker::{Broker, Effect, Lost, Settings, Tag};
 use proffer_registry::Registry;
-use proffer_types::call::{AcceptCallPart, Call, ConnectionId, LaunchCall, ReplyId};
-use proffer_types::command::{CallId, Command, Entry};
+use proffer_types::call::{AcceptCallPart, Call, ConnectionId, ReplyId};
+use proffer_types::command::{CallId, Command, Entry, Launch, Operation};
 use proffer_types::event::{AgentOrder, FrameworkEvent, Hello, Refused, Reply, StreamEnd, Update};
 use proffer_types::{
     AgentId, AgentInfo, BootId, Caller, ClusterId, ClusterTime, Epoch, FrameworkId, FrameworkInfo, LaunchId,
@@ -155,6 +155,13 @@ impl Harness {
             }
             Effect::ToAgent { connection, order } => {
                 self.streams.entry(connection).or_default().orders.push(order)
+            }
+            Effect::Deliver { reply, connection, order } => {
+                self.streams.entry(connection).or_default().orders.push(order);
+                if let Some(reply) = reply {
+                    let done = Reply::Done { index: self.registry.applied() };
+                    assert!(self.answers.insert(reply, Ok(done)).is_none(), "a call is answered once");
+                }
             }
             Effect::Close { connection, end } => self.streams.entry(connection).or_default().end = Some(end),
             Effect::Alarm { message } => panic!("alarm: {message}"),
@@ -365,22 +372,29 @@ impl TestFramework {
     }
 
     pub(crate) fn accept(&mut self, offers: &[OfferId], tasks: &[(&str, &str)], filter_ms: u64) -> Call {
-        let launches = tasks.iter().map(|(name, resources)| LaunchCall {
-            spec: Arc::new(TaskSpec {
-                argv: vec!["true".into()],
-                resources: Resources::parse(resources).expect(resources),
-                kill_grace_ms: 5_000,
-                ..TaskSpec::default()
-            }),
-            tasks: vec![Ok(task(name))],
+        let launches = tasks.iter().map(|(name, resources)| {
+            Operation::Launch(Launch { spec: Arc::new(spec(resources)), tasks: vec![Ok(task(name))] })
         });
-        let parts = vec![AcceptCallPart { offers: offers.to_vec(), launches: launches.collect() }];
+        self.operate(offers, launches.collect(), filter_ms)
+    }
+
+    pub(crate) fn operate(&mut self, offers: &[OfferId], operations: Vec<Operation>, filter_ms: u64) -> Call {
+        let parts = vec![AcceptCallPart { offers: offers.to_vec(), operations }];
         Call::Accept { call: self.call_id(), atomic: false, parts, filter_ms }
     }
 
     pub(crate) fn decline(&self, offers: &[Offer], filter_ms: u64) -> Call {
         let offers = offers.iter().map(|offer| offer.id).collect();
         Call::Decline { framework: self.id, session: self.session, offers, filter_ms }
+    }
+}
+
+pub(crate) fn spec(resources: &str) -> TaskSpec {
+    TaskSpec {
+        argv: vec!["true".into()],
+        resources: Resources::parse(resources).expect(resources),
+        kill_grace_ms: 5_000,
+        ..TaskSpec::default()
     }
 }
 

@@ -293,6 +293,13 @@ impl SchedulerService for Fake {
         state.answer(pb::ReconcileResponse {})
     }
 
+    async fn shutdown_executor(
+        &self,
+        _: Request<pb::ShutdownExecutorRequest>,
+    ) -> Answer<pb::ShutdownExecutorResponse> {
+        Err(status::unsupported("ShutdownExecutor"))
+    }
+
     async fn send_message(&self, _: Request<pb::SendMessageRequest>) -> Answer<pb::SendMessageResponse> {
         Err(status::unsupported("SendMessage"))
     }

@@ -97,6 +97,6 @@ impl Step<'_> {
     }
 
     pub(super) fn live_on(&self, agent: AgentId) -> Vec<LaunchId> {
-        self.state.tasks_on_agent(agent).map(|task| task.launch_id).collect()
+        self.state.launches_on_agent(agent).map(|task| task.launch_id).collect()
     }
 }

@@ -61,12 +61,24 @@ impl Step<'_> {
         let (agent, attachment) = (record.id, record.attachment);
         let Resolution { fates, forget, confirm } = resolution;
         self.tell(Change::AgentAttached { agent, attachment, forget, confirm, info_changed, returned });
+        let mut broken = BTreeMap::new();
         for (launch, fate) in fates {
             match fate {
                 Fate::News(status) => self.agent_status(launch, &status),
                 Fate::Returned => self.repeat_agent_status(launch),
-                Fate::End(state, reason) => self.master_status(launch, state, reason),
+                Fate::End(state, reason) => {
+                    if let Some(group) = self.state.task(launch).and_then(|task| task.group) {
+                        broken.insert(group.first, (group, state));
+                    }
+                    self.master_status(launch, state, reason);
+                }
             }
+        }
+        // A group that has lost a member here must not start, or go on, without it.
+        for (group, state) in broken.into_values() {
+            let started = state != TaskState::Dropped;
+            let reason = if started { Reason::GroupEnded } else { Reason::GroupNotStarted };
+            group.launches().for_each(|launch| self.order_kill(launch, None, reason));
         }
         Ok(())
     }
@@ -77,7 +89,7 @@ fn resolve(state: &Registry, attach: &Attach, rebooted: bool, returned: bool) ->
     let mut resolution = Resolution::default();
     let held = attach.held.as_ref().map(|list| newest(list));
     let mut expected = BTreeSet::new();
-    for task in state.tasks_on_agent(attach.agent) {
+    for task in state.launches_on_agent(attach.agent) {
         let launch = task.launch_id;
         if rebooted {
             // The host's earlier life took everything with it, seen or not yet seen.

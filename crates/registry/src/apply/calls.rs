@@ -2,7 +2,7 @@
 
 use proffer_types::command::{Ack, AdminId, Answer, CallId, CompletionReason, Refusal, Rejection};
 use proffer_types::limits::{ADMIN_ANSWER_MS, OPEN_CALLS_MAX};
-use proffer_types::{FrameworkId, LaunchId, Reason, RequestId, TaskId};
+use proffer_types::{AgentId, ExecutorId, FrameworkId, LaunchId, Reason, RequestId, TaskId};
 
 use super::Step;
 use crate::Change;
@@ -103,6 +103,18 @@ impl Step<'_> {
     ) -> Result<(), Rejection> {
         let launch = self.state.task_by_name(framework, task).ok_or(Rejection::UnknownTask)?.launch_id;
         self.order_kill(launch, grace_ms, Reason::KillRequested);
+        Ok(())
+    }
+
+    /// Its tasks end with it.
+    pub(super) fn shutdown_executor(
+        &mut self,
+        framework: FrameworkId,
+        agent: AgentId,
+        executor: &ExecutorId,
+    ) -> Result<(), Rejection> {
+        let executor = self.state.executor(framework, agent, executor).ok_or(Rejection::UnknownExecutor)?;
+        self.order_kill(executor.launch_id, None, Reason::KillRequested);
         Ok(())
     }
 

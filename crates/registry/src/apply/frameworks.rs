@@ -108,21 +108,39 @@ impl Step<'_> {
         if framework.session != session || framework.state != FrameworkState::Connected {
             return Err(Rejection::Stale);
         }
-        // One that ends with its tasks waits for them, however long they take.
-        let deadline = match framework.info.ends_with_tasks && framework.launched {
-            true => ClusterTime(u64::MAX),
-            false => now.plus_ms(framework.info.failover_timeout_ms),
-        };
-        framework.state = FrameworkState::Disconnected { deadline };
-        let ends_with_tasks = framework.info.ends_with_tasks;
+        framework.state = FrameworkState::Disconnected { deadline: deadline(framework, now) };
         self.tell(Change::FrameworkDisconnected { framework: id });
-        if ends_with_tasks {
+        self.without_stream(id);
+        Ok(())
+    }
+
+    /// What follows from being disconnected, by what the framework says of itself.
+    fn without_stream(&mut self, id: FrameworkId) {
+        if self.state.acknowledges_for(id) {
             self.acknowledge_all(id);
         }
         self.after_task_end(id);
-        let waits = self.state.framework(id).is_some_and(|f| !f.is_completed());
-        if waits && deadline <= now {
+        let state = self.state.framework(id).map(|f| f.state);
+        if matches!(state, Some(FrameworkState::Disconnected { deadline }) if deadline <= self.now()) {
             self.complete(id, CompletionReason::FailoverTimeout);
+        }
+    }
+
+    /// If the framework is disconnected, its deadline begins anew.
+    pub(super) fn update_framework(&mut self, id: FrameworkId, info: &FrameworkInfo) -> Result<(), Rejection> {
+        let now = self.now();
+        let framework = self.state.frameworks.get_mut(&id).ok_or(Rejection::UnknownFramework)?;
+        if framework.info.user != info.user {
+            return Err(Rejection::Immutable);
+        }
+        framework.info = info.clone();
+        let disconnected = matches!(framework.state, FrameworkState::Disconnected { .. });
+        if disconnected {
+            framework.state = FrameworkState::Disconnected { deadline: deadline(framework, now) };
+        }
+        self.tell(Change::FrameworkUpdated { framework: id });
+        if disconnected {
+            self.without_stream(id);
         }
         Ok(())
     }
@@ -155,20 +173,20 @@ impl Step<'_> {
         };
         framework.state = FrameworkState::Completed { at };
         framework.completion_reason = reason.name().to_owned();
-        let (session, live_tasks) = (framework.session, framework.live_tasks);
+        let session = framework.session;
         if let Some(session) = self.state.sessions.get_mut(&session) {
             session.answers = Table::default();
         }
         self.state.index.completed.insert((at, id));
         self.tell(Change::FrameworkCompleted { framework: id, reason });
         self.acknowledge_all(id);
-        let live: Vec<LaunchId> = self.state.tasks_of_framework(id).map(|task| task.launch_id).collect();
-        for launch in live {
-            self.order_kill(launch, None, TEARDOWN_REASON);
+        let live: Vec<LaunchId> = self.state.launches_of_framework(id).map(|task| task.launch_id).collect();
+        for launch in &live {
+            self.order_kill(*launch, None, TEARDOWN_REASON);
         }
-        match live_tasks {
-            0 => self.settle(at, id),
-            _ => self.trim_completed(),
+        match live.is_empty() {
+            true => self.settle(at, id),
+            false => self.trim_completed(),
         }
     }
 
@@ -182,7 +200,12 @@ impl Step<'_> {
                     self.complete(id, CompletionReason::EndsWithTasks);
                 }
             }
-            FrameworkState::Completed { at } => self.settle(at, id),
+            FrameworkState::Completed { at } => {
+                // Executors may have outlived the last task.
+                if self.state.counts(id).tasks == 0 {
+                    self.settle(at, id);
+                }
+            }
         }
     }
 
@@ -211,5 +234,14 @@ impl Step<'_> {
         self.state.index.completed.remove(&(at, id));
         self.state.index.settled.remove(&(at, id));
         self.tell(Change::FrameworkForgotten { framework: id });
+    }
+}
+
+/// When a framework that is disconnected now is completed. One that ends with its tasks waits for them, however long
+/// they take.
+fn deadline(framework: &Framework, now: ClusterTime) -> ClusterTime {
+    match framework.info.ends_with_tasks && framework.launched {
+        true => ClusterTime(u64::MAX),
+        false => now.plus_ms(framework.info.failover_timeout_ms),
     }
 }

@@ -5,6 +5,7 @@ mod agents;
 mod attach;
 mod calls;
 mod frameworks;
+mod plan;
 mod tasks;
 
 use proffer_types::command::{Command, Entry, Rejection};
@@ -82,6 +83,12 @@ impl Step<'_> {
             }
             Command::Acknowledge { call, acks } => {
                 self.call(call, |step| step.acknowledge(call.framework, acks))
+            }
+            Command::UpdateFramework { call, info } => {
+                self.call(call, |step| step.update_framework(call.framework, info))
+            }
+            Command::ShutdownExecutor { call, agent, executor } => {
+                self.call(call, |step| step.shutdown_executor(call.framework, *agent, executor))
             }
             Command::Teardown { call } => self.call(call, |step| step.teardown(call.framework)),
             Command::AdminKill { call, framework, task, grace_ms } => {

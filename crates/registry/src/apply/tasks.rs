@@ -1,5 +1,6 @@
 //! Tasks: their statuses, their end, their kill orders and their retirement.
 
+use proffer_types::event::LaunchKind;
 use proffer_types::limits::{
     FINISHED_TASKS_MAX, FINISHED_TASKS_PER_FRAMEWORK, KILL_GRACE_MAX_MS, MESSAGE_BYTES_MAX,
     PENDING_STATUSES_MAX,
@@ -71,8 +72,10 @@ impl Step<'_> {
     }
 
     fn put_status(&mut self, launch: LaunchId, status: Status) {
-        let Some(framework) = self.state.task(launch).map(|t| t.framework) else { return };
-        let acknowledged = self.state.acknowledges_for(framework);
+        let Some(task) = self.state.task(launch) else { return };
+        let framework = task.framework;
+        // Of an executor its framework hears by its end and by what becomes of its tasks.
+        let acknowledged = task.is_executor() || self.state.acknowledges_for(framework);
         let wall_ms = if status.wall_ms > 0 { status.wall_ms } else { self.entry.wall_ms };
         let Some(task) = self.state.tasks.get_mut(&launch) else { return };
         let (from, agent) = (task.status.state, task.agent);
@@ -81,6 +84,10 @@ impl Step<'_> {
             task.started_wall_ms.get_or_insert(wall_ms);
         }
         if !acknowledged {
+            let latest_check = |last: &Status| last.is_check() && status.is_check() && last.state == status.state;
+            if task.pending.last().is_some_and(latest_check) {
+                task.pending.pop();
+            }
             task.pending.push(status.clone());
             if task.pending.len() > PENDING_STATUSES_MAX {
                 // The oldest is never the terminal one, which is always the last.
@@ -102,22 +109,32 @@ impl Step<'_> {
         let Some(task) = self.state.task(launch) else { return };
         let (framework, agent) = (task.framework, task.agent);
         let (role, resources) = (task.role.clone(), task.resources.clone());
+        let executor = match &task.kind {
+            LaunchKind::Executor(id) => Some((id.clone(), task.status.clone())),
+            LaunchKind::Task | LaunchKind::TaskOf(_) => None,
+        };
         self.state.index.live_on_agent.remove(&(agent, launch));
         if let Some(record) = self.state.agents.get_mut(&agent) {
             let left = record.used.checked_sub(&resources);
             record.used = left.expect("what an agent's live tasks hold was added to its use at launch");
         }
-        if let Some(record) = self.state.frameworks.get_mut(&framework) {
+        if executor.is_none()
+            && let Some(record) = self.state.frameworks.get_mut(&framework)
+        {
             record.live_tasks -= 1;
         }
         self.tell(Change::ResourcesReturned { launch, framework, role, agent, resources });
+        if let Some((executor, status)) = executor {
+            self.state.index.executors.remove(&(framework, agent, executor.clone(), launch));
+            self.tell(Change::ExecutorEnded { launch, executor, framework, agent, status });
+        }
         if acknowledged {
             self.retire(launch);
         }
         self.after_task_end(framework);
     }
 
-    /// Puts a task that is terminal and acknowledged into the history.
+    /// Puts a task that is terminal and acknowledged into the history, or an executor that is terminal.
     pub(super) fn retire(&mut self, launch: LaunchId) {
         let Some(mut task) = self.state.tasks.remove(&launch) else { return };
         let framework = task.framework;
@@ -125,7 +142,9 @@ impl Step<'_> {
         task.agent_status = None;
         task.pending = Vec::new();
         let index = &mut self.state.index;
-        index.names.remove(&(framework, task.task_id.clone()));
+        if !task.is_executor() {
+            index.names.remove(&(framework, task.task_id.clone()));
+        }
         index.of_framework.remove(&(framework, launch));
         let Counts { tasks, finished } = self.state.counts(framework);
         self.state.index.counts.insert(framework, Counts { tasks: tasks - 1, finished });

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proffer_types::event::LaunchKind;
 use proffer_types::limits::{
     COMPLETED_FRAMEWORKS_MAX, FINISHED_TASKS_MAX, FINISHED_TASKS_PER_FRAMEWORK, OPEN_CALLS_MAX,
     PENDING_STATUSES_MAX,
@@ -20,14 +21,15 @@ impl Registry {
     pub fn check(&self) -> Result<(), Violation> {
         self.check_ids()?;
         let mut on_agent: BTreeMap<AgentId, Vec<&Task>> = BTreeMap::new();
-        for task in self.tasks() {
+        for task in self.launches() {
             on_agent.entry(task.agent).or_default().push(task);
         }
         for agent in self.agents() {
             check_agent(agent, on_agent.get(&agent.id).map_or(&[], Vec::as_slice))?;
         }
-        for task in self.tasks() {
+        for task in self.launches() {
             self.check_task(task)?;
+            self.check_kind(task)?;
         }
         for framework in self.frameworks() {
             self.check_framework(framework)?;
@@ -86,8 +88,49 @@ impl Registry {
         })?;
         let over = task.is_terminal() && task.pending.is_empty();
         ensure("a task that is terminal and acknowledged is history", !over, || format!("{id:?}"))?;
-        let silent = task.pending.is_empty() || !self.acknowledges_for(task.framework);
-        ensure("nothing is pending where the cluster acknowledges", silent, || format!("{id:?}"))
+        let acknowledged = task.is_executor() || self.acknowledges_for(task.framework);
+        ensure("nothing is pending where the cluster acknowledges", !acknowledged || task.pending.is_empty(), || {
+            format!("{id:?}")
+        })
+    }
+
+    /// Groups and executors.
+    fn check_kind(&self, task: &Task) -> Result<(), Violation> {
+        let id = task.launch_id;
+        if let Some(group) = task.group {
+            let place = id.0.wrapping_sub(group.first.0);
+            let inside = place < u64::from(group.size) && task.kind == LaunchKind::Task;
+            ensure("a group is of tasks that follow one another", inside, || format!("{id:?}: {group:?}"))?;
+            for other in group.launches().filter_map(|launch| self.task(launch)) {
+                let same = (task.framework, task.agent, task.group) == (other.framework, other.agent, other.group)
+                    && task.agent_seq + other.launch_id.0 == other.agent_seq + id.0;
+                ensure("a group is in one place", same, || format!("{id:?}, {:?}", other.launch_id))?;
+            }
+        }
+        match &task.kind {
+            LaunchKind::Task => {
+                ensure("a task with an executor has one", task.spec.executor.is_none(), || format!("{id:?}"))
+            }
+            LaunchKind::Executor(name) => {
+                let named = name.as_str() == task.task_id.as_str();
+                ensure("an executor is named once", named, || format!("{id:?}"))
+            }
+            LaunchKind::TaskOf(executor) => {
+                let Some(by) = self.task(*executor) else { return Ok(()) };
+                let described = task.spec.executor.as_ref().is_some_and(|described| {
+                    by.kind == LaunchKind::Executor(described.id.clone()) && by.digest == described.spec.digest()
+                });
+                let here = (task.framework, task.agent) == (by.framework, by.agent);
+                ensure("a task's executor is the one it describes", described && here, || {
+                    format!("{id:?} of {executor:?}")
+                })?;
+                let in_time = task.agent_seq > by.agent_seq
+                    && by.kill.is_none_or(|kill| task.agent_seq < kill.agent_seq);
+                ensure("a task is handed to an executor before that is told to end", in_time, || {
+                    format!("{id:?} of {executor:?}")
+                })
+            }
+        }
     }
 
     fn check_framework(&self, framework: &Framework) -> Result<(), Violation> {
@@ -97,7 +140,7 @@ impl Registry {
             format!("{id:?}: {} recorded, {live} there", framework.live_tasks)
         })?;
         let specs: BTreeMap<_, _> =
-            self.tasks_of_framework(id).map(|task| (task.digest, &task.spec)).collect();
+            self.launches_of_framework(id).map(|task| (task.digest, &task.spec)).collect();
         let bytes: u64 = specs.values().map(|spec| spec.encoded_bytes()).sum();
         ensure("spec bytes are counted", bytes == framework.spec_bytes, || {
             format!("{id:?}: {} recorded, {bytes} there", framework.spec_bytes)
@@ -111,7 +154,7 @@ impl Registry {
         ensure("completion has a reason", completed != framework.completion_reason.is_empty(), || {
             format!("{id:?}")
         })?;
-        let alone = self.tasks_of_framework(id).all(|task| task.kill.is_some());
+        let alone = self.launches_of_framework(id).all(|task| task.kill.is_some());
         ensure("a completed framework's tasks are told to end", !completed || alone, || format!("{id:?}"))?;
         let ends = framework.info.ends_with_tasks && framework.launched && live == 0;
         let waits = matches!(framework.state, FrameworkState::Disconnected { .. });
@@ -120,10 +163,10 @@ impl Registry {
 
     fn check_specs(&self) -> Result<(), Violation> {
         let mut uses: BTreeMap<_, (u64, u64)> = BTreeMap::new();
-        for task in self.tasks() {
+        for task in self.launches() {
             uses.entry((task.framework, task.digest)).or_default().0 += 1;
         }
-        for task in self.history() {
+        for task in self.finished.values() {
             uses.entry((task.framework, task.digest)).or_default().1 += 1;
         }
         let kept = self.specs.iter().map(|(key, used)| (*key, (used.tasks, used.finished)));
@@ -180,11 +223,12 @@ impl Registry {
             ensure("an instance number is of one agent", first, || format!("{:?}", agent.id))?;
         }
         self.frameworks().for_each(|framework| anew.index_framework(framework));
-        for task in self.tasks() {
-            let unique = anew.task_by_name(task.framework, &task.task_id).is_none();
+        for task in self.launches() {
+            let unique = task.is_executor() || anew.task_by_name(task.framework, &task.task_id).is_none();
             ensure("a task's name is its framework's only one", unique, || format!("{:?}", task.launch_id))?;
             anew.index_task(task);
         }
+        anew.index_settled();
         self.finished.iter().for_each(|(number, task)| anew.index_finished(*number, task));
         for (request, stored) in self.admin_answers.iter() {
             anew.index.admin_until.insert((stored.until, *request));
@@ -196,6 +240,7 @@ impl Registry {
             ("origins", a.origins.iter().eq(b.origins.iter())),
             ("names", a.names.iter().eq(b.names.iter())),
             ("of_framework", a.of_framework.iter().eq(b.of_framework.iter())),
+            ("executors", a.executors.iter().eq(b.executors.iter())),
             ("live_on_agent", a.live_on_agent.iter().eq(b.live_on_agent.iter())),
             ("finished_of_framework", a.finished_of_framework.iter().eq(b.finished_of_framework.iter())),
             ("counts", a.counts.iter().filter(|c| some(&c.1)).eq(b.counts.iter().filter(|c| some(&c.1)))),

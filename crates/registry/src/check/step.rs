@@ -24,7 +24,7 @@ impl Registry {
         ensure("the history's counter does not go back", a.last_finished <= b.last_finished, String::new)?;
         ensure("a cluster keeps its id", a.cluster.is_none() || a.cluster == b.cluster, String::new)?;
         let retired = retired_since(before, after);
-        for task in before.tasks() {
+        for task in before.launches() {
             match (after.task(task.launch_id), retired.get(&task.launch_id)) {
                 (Some(now), None) => task_step(task, now)?,
                 (None, Some(now)) => end_step(task, now)?,
@@ -77,7 +77,7 @@ fn end_step(a: &Task, b: &Task) -> Result<(), Violation> {
     let id = a.launch_id;
     let same = a.task_id == b.task_id
         && (a.framework, a.agent, a.digest, a.agent_seq) == (b.framework, b.agent, b.digest, b.agent_seq)
-        && a.resources == b.resources
+        && (&a.resources, a.group, &a.kind) == (&b.resources, b.group, &b.kind)
         && a.created_at == b.created_at;
     ensure("what a task is does not change", same, || format!("{id:?}"))?;
     let (from, to) = (&a.status, &b.status);
@@ -103,7 +103,7 @@ fn new_ids(
     after: &Registry,
     retired: &BTreeMap<LaunchId, &Task>,
 ) -> Result<(), Violation> {
-    let tasks = after.tasks().map(|t| t.launch_id).chain(retired.keys().copied());
+    let tasks = after.launches().map(|t| t.launch_id).chain(retired.keys().copied());
     let tasks = tasks.filter(|id| before.task(*id).is_none()).map(|id| id.0);
     let agents = after.agents().map(|a| a.id).filter(|id| before.agent(*id).is_none()).map(|id| id.0);
     let frameworks =

@@ -297,3 +297,49 @@ fn the_oldest_completed_frameworks_without_tasks_are_forgotten() {
     let changes = lab.teardown(late);
     assert_eq!(changes.iter().filter(|c| matches!(c, Change::FrameworkForgotten { .. })).count(), 1);
 }
+
+#[test]
+fn a_framework_may_say_anything_else_but_another_user() {
+    let mut lab = Lab::default();
+    let framework = lab.framework();
+    let update = |lab: &mut Lab, info: FrameworkInfo| {
+        let call = lab.call(framework);
+        lab.run(Command::UpdateFramework { call, info })
+    };
+    let info = FrameworkInfo {
+        name: "other".into(),
+        roles: vec![Role::new("eng").unwrap()],
+        failover_timeout_ms: 9_000,
+        hostname: "h".into(),
+        ..framework_info()
+    };
+    let changes = update(&mut lab, info.clone());
+    assert!(matches!(changes[..], [Change::FrameworkUpdated { .. }, Change::Answered { .. }]), "{changes:?}");
+    assert_eq!(lab.fw(framework).info, info);
+    let root = FrameworkInfo { user: "root".into(), ..info.clone() };
+    assert_eq!(rejected(&update(&mut lab, root)), Rejection::Immutable);
+    assert_eq!(lab.fw(framework).info, info);
+    // Disconnected, it has its new time from now on; with none left it is completed.
+    lab.time = 1_000;
+    lab.disconnect(framework);
+    lab.time = 2_000;
+    update(&mut lab, FrameworkInfo { failover_timeout_ms: 5_000, ..info.clone() });
+    assert_eq!(lab.fw(framework).state, FrameworkState::Disconnected { deadline: ClusterTime(7_000) });
+    update(&mut lab, FrameworkInfo { failover_timeout_ms: 0, ..info });
+    assert!(lab.fw(framework).is_completed());
+}
+
+#[test]
+fn one_that_now_ends_with_its_tasks_ends_with_them() {
+    let mut lab = Lab::default();
+    let (agent, framework) = (lab.agent("cpus:1"), lab.framework());
+    let launch = lab.running(framework, agent, "a", "cpus:1");
+    lab.disconnect(framework);
+    assert_ne!(lab.task(launch).pending, []);
+    let call = lab.call(framework);
+    let info = FrameworkInfo { ends_with_tasks: true, ..framework_info() };
+    lab.run(Command::UpdateFramework { call, info });
+    assert_eq!(lab.task(launch).pending, []);
+    lab.report(launch, 2, TaskState::Finished);
+    assert_eq!(lab.fw(framework).completion_reason, "ends_with_tasks");
+}

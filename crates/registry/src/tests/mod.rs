@@ -4,7 +4,9 @@ mod accept;
 mod agents;
 mod attach;
 mod calls;
+mod executors;
 mod frameworks;
+mod groups;
 mod image;
 mod nodes;
 mod random;
@@ -14,12 +16,13 @@ mod tasks;
 use std::sync::Arc;
 
 use proffer_types::command::{
-    AcceptPart, Ack, AdminId, Answer, Attach, CallId, Command, CompletionReason, Entry, Held, Launch,
-    Refusal, Rejection,
+    AcceptPart, Ack, AdminId, Answer, Attach, CallId, Command, CompletionReason, Entry, Held, Launch, Member,
+    Operation, Refusal, Rejection,
 };
+use proffer_types::container::ExecutorSpec;
 use proffer_types::image::Segment;
 use proffer_types::{
-    Agent, AgentId, AgentInfo, BootId, Caller, ClusterId, ClusterTime, Framework, FrameworkId, FrameworkInfo,
+    Agent, AgentId, AgentInfo, BootId, Caller, ClusterId, ClusterTime, ExecutorId, Framework, FrameworkId, FrameworkInfo,
     FrameworkState, LaunchId, MasterId, Reason, RequestId, Resources, Role, SessionId, Source, Status, Task,
     TaskId, TaskLaunch, TaskSpec, TaskState,
 };
@@ -226,7 +229,7 @@ fn agent_info(resources: &str) -> AgentInfo {
     AgentInfo {
         hostname: "node".into(),
         resources: r(resources),
-        features: ["limits".to_owned()].into(),
+        features: ["limits", "task_group", "executor"].map(str::to_owned).into(),
         ..AgentInfo::default()
     }
 }
@@ -264,8 +267,25 @@ fn many(spec: TaskSpec, names: &[&str]) -> Launch {
     Launch { spec: Arc::new(spec), tasks: names.iter().map(|name| Ok(named(name))).collect() }
 }
 
+fn group(members: Vec<(TaskSpec, &str)>) -> Operation {
+    let member = |(spec, name)| Member { spec: Arc::new(spec), task: Ok(named(name)) };
+    Operation::LaunchGroup(members.into_iter().map(member).collect())
+}
+
+/// A task for an executor, which holds `executor`.
+fn run_by(executor: &str, name: &str, resources: &str) -> TaskSpec {
+    let executor = ExecutorSpec { id: ExecutorId::new(name).expect(name), spec: Arc::new(spec(executor)) };
+    TaskSpec {
+        argv: Vec::new(),
+        executor: Some(executor),
+        needs: vec!["executor".into()],
+        ..spec(resources)
+    }
+}
+
 fn part(agent: AgentId, offered: &str, launches: Vec<Launch>) -> AcceptPart {
-    AcceptPart { agent, role: Role::star(), offered: r(offered), launches }
+    let operations = launches.into_iter().map(Operation::Launch).collect();
+    AcceptPart { agent, role: Role::star(), offered: r(offered), operations }
 }
 
 fn status(task_seq: u32, state: TaskState) -> Status {

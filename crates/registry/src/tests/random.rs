@@ -65,7 +65,7 @@ impl World<'_> {
     }
 
     fn launch(&mut self, agent: Option<AgentId>) -> LaunchId {
-        let tasks = self.registry.tasks().filter(|t| agent.is_none_or(|a| a == t.agent));
+        let tasks = self.registry.launches().filter(|t| agent.is_none_or(|a| a == t.agent));
         LaunchId(self.rng.id(tasks.map(|t| t.launch_id.0).collect()))
     }
 
@@ -111,7 +111,9 @@ impl World<'_> {
         let state = self.rng.pick(&states).expect("there are states");
         let task_seq = if self.rng.chance(2) { u32::MAX - 1 } else { self.rng.below(12) as u32 };
         let master_seq = self.rng.below(3) as u32;
-        Status { master_seq, task_seq, ..Status::new(state, Reason::None, Source::Agent) }
+        let healthy = self.rng.chance(40).then(|| self.rng.chance(50));
+        let reason = if healthy.is_some() { Reason::CheckChanged } else { Reason::None };
+        Status { master_seq, task_seq, healthy, ..Status::new(state, reason, Source::Agent) }
     }
 
     fn info(&mut self) -> FrameworkInfo {
@@ -135,7 +137,7 @@ impl World<'_> {
         let last_seq = if self.rng.chance(70) { max } else { self.rng.below(max + 2) };
         let instance = record.map_or(RequestId(1), |a| a.instance);
         let held = self.rng.chance(50).then(|| {
-            let live: Vec<LaunchId> = self.registry.tasks_on_agent(agent).map(|t| t.launch_id).collect();
+            let live: Vec<LaunchId> = self.registry.launches_on_agent(agent).map(|t| t.launch_id).collect();
             let mut held: Vec<Held> = Vec::new();
             for launch in live {
                 if self.rng.chance(80) {
@@ -171,10 +173,29 @@ impl World<'_> {
                     _ => r("cpus:9;mem:9GiB;ports:[1-20]"),
                 };
                 let launches = 1 + self.rng.below(2);
-                let launches = (0..launches).map(|_| self.launch_of()).collect();
-                AcceptPart { agent, role: Role::star(), offered, launches }
+                let operations = (0..launches).map(|_| self.operation()).collect();
+                AcceptPart { agent, role: Role::star(), offered, operations }
             })
             .collect()
+    }
+
+    fn operation(&mut self) -> Operation {
+        let mut launch = self.launch_of();
+        if self.rng.chance(25) {
+            let first = Ok(TaskLaunch { task_id: self.name(), ..named("x") });
+            let members = std::iter::once(first).chain(launch.tasks);
+            let member = |task| Member { spec: launch.spec.clone(), task };
+            return Operation::LaunchGroup(members.map(member).collect());
+        }
+        if self.rng.chance(35) {
+            let executor = self.rng.pick(&["cpus:1", "cpus:0.5;mem:1GiB", "cpus:1", ""]).expect("shapes");
+            let name = self.rng.pick(&["x", "y"]).expect("names");
+            launch.spec = Arc::new(TaskSpec {
+                resources: launch.spec.resources.clone(),
+                ..run_by(executor, name, "cpus:1")
+            });
+        }
+        Operation::Launch(launch)
     }
 
     fn launch_of(&mut self) -> Launch {
@@ -245,13 +266,23 @@ impl World<'_> {
                 let acks = acks.collect();
                 Command::Acknowledge { call, acks }
             }
-            68 if self.rng.chance(80) => Command::Tick,
+            68 if self.rng.chance(40) => Command::UpdateFramework { call: self.call(), info: self.info() },
+            68 if self.rng.chance(70) => Command::Tick,
             68 => Command::Teardown { call: self.call() },
             69..=71 => {
                 let (call, framework) = (self.admin(), self.framework());
                 Command::AdminKill { call, framework, task: self.task(framework), grace_ms }
             }
-            72 if self.rng.chance(80) => Command::Tick,
+            72 if self.rng.chance(80) => {
+                let call = self.call();
+                let there: Vec<(AgentId, TaskId)> = (self.registry.executors())
+                    .filter(|executor| executor.framework == call.framework)
+                    .map(|executor| (executor.agent, executor.task_id.clone()))
+                    .collect();
+                let (agent, name) = self.rng.pick(&there).unwrap_or_else(|| (self.agent(), task_id("x")));
+                let executor = ExecutorId::new(name.as_str()).expect("a name");
+                Command::ShutdownExecutor { call, agent, executor }
+            }
             72 => Command::AdminTeardown { call: self.admin(), framework: self.framework() },
             73..=75 => {
                 let framework = self.framework();
@@ -303,12 +334,14 @@ impl Follower {
                 }
                 Change::TaskRetired { launch, framework } => {
                     let task = before.task(*launch).unwrap_or_else(|| panic!("{launch:?} was not there"));
-                    let end = after.history().chain(after.tasks()).find(|t| t.launch_id == *launch);
+                    let ended = after.history().chain(after.executor_history());
+                    let end = ended.chain(after.launches()).find(|t| t.launch_id == *launch);
                     let position = end.unwrap_or(task).status.position();
                     let seen = self.acked.get(launch).is_some_and(|seen| *seen >= position);
                     // Otherwise the cluster acknowledges, and did not have to ask.
                     let master =
-                        after.framework(*framework).is_none_or(|f| f.state != FrameworkState::Connected);
+                        after.framework(*framework).is_none_or(|f| f.state != FrameworkState::Connected)
+                            || task.is_executor();
                     assert!(seen || master, "{launch:?} went without an acknowledgement");
                 }
                 _ => {}
@@ -319,7 +352,7 @@ impl Follower {
             assert_eq!(used, agent.used, "the changes tell another use of {:?}", agent.id);
         }
         let live: BTreeSet<LaunchId> =
-            after.tasks().filter(|t| !t.is_terminal()).map(|t| t.launch_id).collect();
+            after.launches().filter(|t| !t.is_terminal()).map(|t| t.launch_id).collect();
         assert_eq!(live, self.live);
     }
 }
@@ -337,6 +370,7 @@ fn kind(change: &Change) -> &'static str {
         Change::FrameworkReconnected { .. } => "framework reconnected",
         Change::FrameworkDisconnected { .. } => "framework disconnected",
         Change::FrameworkCompleted { .. } => "framework completed",
+        Change::FrameworkUpdated { .. } => "framework updated",
         Change::FrameworkForgotten { .. } => "framework forgotten",
         Change::Answered { repeated: false, .. } => "answered",
         Change::Answered { repeated: true, .. } => "answered again",
@@ -345,6 +379,7 @@ fn kind(change: &Change) -> &'static str {
         Change::StatusChanged { .. } => "status changed",
         Change::StatusConfirmed { .. } => "status confirmed",
         Change::ResourcesReturned { .. } => "resources returned",
+        Change::ExecutorEnded { .. } => "executor ended",
         Change::Acknowledged { .. } => "acknowledged",
         Change::TaskRetired { .. } => "task retired",
     }
@@ -398,5 +433,5 @@ fn random_histories_keep_every_rule() {
     for (kind, n) in &kinds {
         assert!(*n >= 5, "{kind} happened {n} times");
     }
-    assert_eq!(kinds.len(), 20, "{kinds:?}");
+    assert_eq!(kinds.len(), 22, "{kinds:?}");
 }

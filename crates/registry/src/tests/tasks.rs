@@ -75,3 +75,30 @@ fn a_clone_does_not_change() {
     assert_ne!(lab.registry.state_hash(), hash);
     view.check().unwrap();
 }
+
+/// A check that flaps fills no memory: of what only a check says the last is kept.
+#[test]
+fn what_a_check_says_replaces_what_it_said_before() {
+    let mut lab = Lab::default();
+    let (agent, framework) = (lab.agent("cpus:1"), lab.framework());
+    let launch = lab.running(framework, agent, "a", "cpus:1");
+    let check = |task_seq, healthy| Status {
+        task_seq,
+        reason: Reason::CheckChanged,
+        healthy: Some(healthy),
+        ..status(task_seq, TaskState::Running)
+    };
+    for task_seq in 2..=20 {
+        lab.statuses(agent, vec![(launch, check(task_seq, task_seq % 2 == 0))]);
+    }
+    let pending = |lab: &Lab| lab.task(launch).pending.iter().map(|s| s.task_seq).collect::<Vec<_>>();
+    assert_eq!(pending(&lab), [1, 20]);
+    assert_eq!(lab.task(launch).status.healthy, Some(true));
+    // What was replaced needs no acknowledgement, and acknowledging it leaves what came after.
+    lab.ack(launch, 0, 19);
+    assert_eq!(pending(&lab), [20]);
+    lab.report(launch, 21, TaskState::Killing);
+    lab.statuses(agent, vec![(launch, Status { state: TaskState::Killing, ..check(22, false) })]);
+    lab.report(launch, 23, TaskState::Killed);
+    assert_eq!(pending(&lab), [20, 21, 22, 23]);
+}

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proffer_types::command::Held;
-use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, Group, Hello, LaunchKind, LaunchOrder};
-use proffer_types::limits::SPEC_BYTES_MAX;
+use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, Group, Hello, LaunchKind, LaunchOrder, grouped};
+use proffer_types::limits::{EXECUTOR_MESSAGE_BYTES_MAX, SPEC_BYTES_MAX};
 use proffer_types::{AgentId, AgentInfo, AttributeValue, Epoch, ExecutorId, FrameworkId, LaunchId, Reason};
 
 use prost::Message;
@@ -65,6 +65,11 @@ fn report(
         Some(Item::Pong(pong)) => Some(AgentReport::Pong { n: pong.n }),
         Some(Item::Cleaned(cleaned)) => {
             Some(AgentReport::Cleaned(cleaned.launch_ids.into_iter().map(LaunchId).collect()))
+        }
+        Some(Item::ExecutorMessage(given)) => {
+            let at = at.field("executor_message");
+            let (launch, data) = message(given.launch_id, given.data, &at, problems)?;
+            Some(AgentReport::Message { launch, data })
         }
     }
 }
@@ -155,8 +160,24 @@ pub fn master_message(message: pb::MasterMessage) -> Result<(Epoch, Vec<AgentOrd
         for (i, item) in message.items.into_iter().enumerate() {
             orders.push(order(item, &Path::Root.item("items", i), problems)?);
         }
-        Some((epoch, orders))
+        Some((epoch, grouped(orders)))
     })
+}
+
+/// A message from or to an executor.
+fn message(
+    launch: u64,
+    data: Bytes,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<(LaunchId, Vec<u8>)> {
+    let launch = id(launch, at.field("launch_id"), problems)?;
+    let bytes = data.len();
+    if bytes > EXECUTOR_MESSAGE_BYTES_MAX {
+        let text = format_args!("has {bytes} bytes, the limit is {EXECUTOR_MESSAGE_BYTES_MAX}");
+        return problems.invalid(at.field("data"), text);
+    }
+    Some((LaunchId(launch), data.into()))
 }
 
 fn order(item: pb::MasterItem, at: &Path<'_>, problems: &mut Problems) -> Option<AgentOrder> {
@@ -189,6 +210,10 @@ fn order(item: pb::MasterItem, at: &Path<'_>, problems: &mut Problems) -> Option
         },
         Some(Item::Forget(forget)) => {
             AgentOrder::Forget { launch: LaunchId(id(forget.launch_id, at.field("launch_id"), problems)?) }
+        }
+        Some(Item::Message(given)) => {
+            let (launch, data) = message(given.launch_id, given.data, &at.field("message"), problems)?;
+            AgentOrder::Message { launch, data }
         }
         Some(Item::Ping(ping)) => AgentOrder::Ping { n: ping.n },
         Some(Item::OpenData(open)) => AgentOrder::OpenData {

@@ -2,19 +2,25 @@
 
 use std::collections::BTreeSet;
 
-use proffer_types::call::{AcceptCallPart, Call, ConnectionId, LaunchCall};
-use proffer_types::command::{Ack, CallId};
-use proffer_types::limits::{ACCEPT_TASKS_MAX, FILTER_DEFAULT_MS, FILTER_MAX_MS, SPEC_BYTES_MAX};
-use proffer_types::{FrameworkId, LaunchId, SessionId};
+use std::sync::Arc;
+
+use proffer_types::call::{AcceptCallPart, Call, ConnectionId};
+use proffer_types::command::{Ack, CallId, Launch, Member, Operation};
+use proffer_types::limits::{
+    ACCEPT_TASKS_MAX, EXECUTOR_MESSAGE_BYTES_MAX, FILTER_DEFAULT_MS, FILTER_MAX_MS, GROUP_BYTES_MAX,
+    GROUP_TASKS_MAX, SPEC_BYTES_MAX,
+};
+use proffer_types::{AgentId, FrameworkId, LaunchId, SessionId, TaskSpec};
 
 use super::frameworks::{framework_info, roles};
 use super::offers::offer_ids;
 use super::resources::Attributions;
-use super::tasks::{kill_grace, task_id, task_launch, task_spec};
+use super::tasks::{executor_id, kill_grace, task_id, task_launch, task_spec};
 use super::{id, request_id};
 use crate::content::content_hash;
 use crate::malformed::{Malformed, Path, Problems, parse};
 use crate::scheduler::v1 as pb;
+use pb::operation::Operation as Given;
 
 const ROOT: Path<'static> = Path::Root;
 
@@ -63,7 +69,8 @@ pub fn accept(mut request: pb::AcceptRequest) -> Result<Call, Malformed> {
         let operations = request.parts.iter().flat_map(|part| &part.operations);
         let tasks: usize = operations
             .map(|operation| match &operation.operation {
-                Some(pb::operation::Operation::Launch(launch)) => launch.tasks.len(),
+                Some(Given::Launch(launch)) => launch.tasks.len(),
+                Some(Given::LaunchGroup(group)) => group.members.len(),
                 None => 0,
             })
             .sum();
@@ -89,29 +96,26 @@ fn part(
     problems: &mut Problems,
 ) -> Option<AcceptCallPart> {
     let offers = offer_ids(given.offer_ids, at, seen, problems);
-    let mut launches = Vec::with_capacity(given.operations.len());
+    let mut operations = Vec::with_capacity(given.operations.len());
     for (i, operation) in given.operations.into_iter().enumerate() {
         let at = at.item("operations", i);
-        match operation.operation {
+        operations.extend(match operation.operation {
             // A member that this version does not know is dropped as the message is decoded.
-            None => problems.unsupported(at, "this operation is not known to this version; known: launch"),
-            Some(pb::operation::Operation::Launch(given)) => {
-                launches.extend(launch(given, &at.field("launch"), problems));
-                Some(())
+            None => problems.unsupported(
+                at,
+                "this operation is not known to this version; known: launch, launch_group",
+            ),
+            Some(Given::Launch(given)) => launch(given, &at.field("launch"), problems).map(Operation::Launch),
+            Some(Given::LaunchGroup(given)) => {
+                group(given, &at.field("launch_group"), problems).map(Operation::LaunchGroup)
             }
-        };
+        });
     }
-    Some(AcceptCallPart { offers: offers?, launches })
+    Some(AcceptCallPart { offers: offers?, operations })
 }
 
-fn launch(given: pb::Launch, at: &Path<'_>, problems: &mut Problems) -> Option<LaunchCall> {
-    let spec = task_spec(given.spec, &at.field("spec"), Attributions::Refused, problems);
-    // As it is kept each text and list has its length before it: many short ones are larger there than here.
-    let kept = spec.as_ref().map_or(0, |spec| spec.encoded_bytes());
-    if kept > SPEC_BYTES_MAX as u64 {
-        let text = format_args!("takes {kept} bytes where it is kept, the limit is {SPEC_BYTES_MAX}");
-        return problems.invalid(at.field("spec"), text);
-    }
+fn launch(given: pb::Launch, at: &Path<'_>, problems: &mut Problems) -> Option<Launch> {
+    let spec = kept_spec(given.spec, at, problems);
     if given.tasks.is_empty() {
         problems.invalid::<()>(at.field("tasks"), "must not be empty");
     }
@@ -119,7 +123,54 @@ fn launch(given: pb::Launch, at: &Path<'_>, problems: &mut Problems) -> Option<L
     for (i, task) in given.tasks.into_iter().enumerate() {
         tasks.extend(task_launch(task, &at.item("tasks", i), problems).map(Ok));
     }
-    Some(LaunchCall { spec: spec?, tasks })
+    Some(Launch { spec: spec?, tasks })
+}
+
+fn group(given: pb::LaunchGroup, at: &Path<'_>, problems: &mut Problems) -> Option<Vec<Member>> {
+    let size = given.members.len();
+    if size == 0 || size > GROUP_TASKS_MAX {
+        let text = format_args!("must be 1 to {GROUP_TASKS_MAX}, and are {size}");
+        return problems.invalid(at.field("members"), text);
+    }
+    let mut members = Vec::with_capacity(size);
+    let mut bytes = 0;
+    for (i, member) in given.members.into_iter().enumerate() {
+        let at = at.item("members", i);
+        let spec = kept_spec(member.spec, &at, problems);
+        let task = match member.task {
+            Some(task) => task_launch(task, &at.field("task"), problems),
+            None => problems.invalid(at.field("task"), "must be given"),
+        };
+        let (Some(spec), Some(task)) = (spec, task) else { continue };
+        if spec.executor.is_some() {
+            let text = "must not be given: who runs a task for others cannot start it together with them";
+            problems.invalid::<()>(at.field("spec").field("executor"), text);
+        }
+        bytes += spec.encoded_bytes();
+        bytes += task.env.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum::<u64>();
+        members.push(Member { spec, task: Ok(task) });
+    }
+    if bytes > GROUP_BYTES_MAX as u64 {
+        let text = format_args!("take {bytes} bytes together, the limit is {GROUP_BYTES_MAX}");
+        return problems.invalid(at.field("members"), text);
+    }
+    (members.len() == size).then_some(members)
+}
+
+/// A spec, if it is small enough to be kept.
+fn kept_spec(
+    given: Option<crate::common::v1::TaskSpec>,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<TaskSpec>> {
+    let spec = task_spec(given, &at.field("spec"), Attributions::Refused, problems)?;
+    // As it is kept each text and list has its length before it: many short ones are larger there than here.
+    let kept = spec.encoded_bytes();
+    if kept > SPEC_BYTES_MAX as u64 {
+        let text = format_args!("takes {kept} bytes where it is kept, the limit is {SPEC_BYTES_MAX}");
+        return problems.invalid(at.field("spec"), text);
+    }
+    Some(spec)
 }
 
 /// Offers given back.
@@ -161,6 +212,44 @@ pub fn kill(mut request: pb::KillRequest) -> Result<Call, Malformed> {
         let task = task_id(&request.task_id, ROOT.field("task_id"), problems);
         let grace_ms = kill_grace(request.grace_ms, ROOT.field("grace_ms"), problems);
         Some(Call::Kill { call: call?, task: task?, grace_ms: grace_ms? })
+    })
+}
+
+/// The end of an executor.
+pub fn shutdown_executor(mut request: pb::ShutdownExecutorRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let header = request.call.take();
+        let call = call_id(header, content_hash(b"shutdown_executor", &request), problems);
+        let agent = id(request.agent_id, ROOT.field("agent_id"), problems);
+        let executor = executor_id(&request.executor_id, ROOT.field("executor_id"), problems);
+        Some(Call::ShutdownExecutor { call: call?, agent: AgentId(agent?), executor: executor? })
+    })
+}
+
+/// Bytes for an executor.
+pub fn send_message(request: pb::SendMessageRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let sender = sender(request.call, problems);
+        let agent = id(request.agent_id, ROOT.field("agent_id"), problems);
+        let executor = executor_id(&request.executor_id, ROOT.field("executor_id"), problems);
+        let bytes = request.data.len();
+        if bytes > EXECUTOR_MESSAGE_BYTES_MAX {
+            let text = format_args!("has {bytes} bytes, the limit is {EXECUTOR_MESSAGE_BYTES_MAX}");
+            return problems.invalid(ROOT.field("data"), text);
+        }
+        let (framework, session) = sender?;
+        let (agent, executor) = (AgentId(agent?), executor?);
+        Some(Call::SendMessage { framework, session, agent, executor, data: request.data.into() })
+    })
+}
+
+/// Something else to say of a framework.
+pub fn update_framework(mut request: pb::UpdateFrameworkRequest) -> Result<Call, Malformed> {
+    parse(|problems| {
+        let header = request.call.take();
+        let call = call_id(header, content_hash(b"update_framework", &request), problems);
+        let info = framework_info(request.info, &ROOT.field("info"), problems);
+        Some(Call::UpdateFramework { call: call?, info: info? })
     })
 }
 

@@ -1,9 +1,12 @@
 //! Entries of the replicated log.
 
+use std::sync::Arc;
+
 use proffer_types::command::{
-    AcceptPart, Ack, Attach, Command, CompletionReason, Entry, Held, Launch, Refusal,
+    AcceptPart, Ack, Attach, Command, CompletionReason, Entry, Held, Launch, Member, Operation, Refusal,
 };
-use proffer_types::{AgentId, ClusterTime, FrameworkId, LaunchId, SessionId, TaskLaunch};
+use proffer_types::limits::GROUP_TASKS_MAX;
+use proffer_types::{AgentId, ClusterTime, FrameworkId, LaunchId, SessionId, TaskLaunch, TaskSpec};
 use prost::Message;
 
 use super::records::{
@@ -11,11 +14,11 @@ use super::records::{
     request, resources, task_spec, there,
 };
 use super::role;
-use super::tasks::task_id;
+use super::tasks::{executor_id, task_id};
 use crate::log::v1 as pb;
 use crate::malformed::{Path, Problems, parse};
 use crate::record::{RecordError, check};
-use crate::to_proto::commands::{kind, known_version};
+use crate::to_proto::commands::{kind, known_version, version};
 use pb::entry::Body;
 
 const WHAT: &str = "log entry";
@@ -33,12 +36,16 @@ pub fn entry(bytes: &[u8]) -> Result<Entry, RecordError> {
     parse(|problems| {
         let caller = caller(given.caller, ROOT.field("caller"), problems)?;
         let body = there(given.body, ROOT.field("body"), problems)?;
+        let command = command(body, problems)?;
+        if version(&command) > named.1 {
+            return problems.invalid(ROOT.field("version"), "has less than the record uses");
+        }
         Some(Entry {
             term: given.term,
             time: ClusterTime(given.time_ms),
             wall_ms: given.wall_ms,
             caller,
-            command: command(body, problems)?,
+            command,
         })
     })
     .map_err(|error| RecordError::Invalid { what: WHAT, kind: named.0, error })
@@ -109,6 +116,15 @@ fn command(body: Body, problems: &mut Problems) -> Option<Command> {
             session: SessionId(given.session),
             reason: completion(given.reason, problems)?,
         },
+        Body::UpdateFramework(given) => Command::UpdateFramework {
+            call: call_id(given.call, ROOT.field("call"), problems)?,
+            info: framework_info(given.info, ROOT.field("info"), problems)?,
+        },
+        Body::ShutdownExecutor(given) => Command::ShutdownExecutor {
+            call: call_id(given.call, ROOT.field("call"), problems)?,
+            agent: AgentId(given.agent),
+            executor: executor_id(&given.executor, ROOT.field("executor"), problems)?,
+        },
         Body::Statuses(given) => Command::Statuses {
             agent: AgentId(given.agent),
             attachment: given.attachment,
@@ -152,15 +168,59 @@ fn part(given: pb::accept::Part, at: &Path<'_>, problems: &mut Problems) -> Opti
         agent: AgentId(given.agent),
         role: role(&given.role, at.field("role"), problems)?,
         offered: resources(given.offered, at.field("offered"), problems)?,
-        launches: each(given.launches, at, "launches", problems, launch)?,
+        operations: operations(given.launches, at, problems)?,
     })
 }
 
-fn launch(given: pb::accept::Launch, at: &Path<'_>, problems: &mut Problems) -> Option<Launch> {
-    Some(Launch {
-        spec: task_spec(given.spec, at.field("spec"), problems)?,
-        tasks: each(given.tasks, at, "tasks", problems, task)?,
-    })
+fn operations(
+    given: Vec<pb::accept::Launch>,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<Vec<Operation>> {
+    let mut operations = Vec::with_capacity(given.len());
+    let mut given = given.into_iter().enumerate();
+    while let Some((i, first)) = given.next() {
+        let at_first = at.item("launches", i);
+        let size = first.group_size as usize;
+        let (spec, tasks) = launch(first, &at_first, problems)?;
+        if size == 0 {
+            operations.push(Operation::Launch(Launch { spec, tasks }));
+            continue;
+        }
+        let mut launches = vec![(spec, tasks)];
+        for (i, next) in given.by_ref().take(size - 1) {
+            let at = at.item("launches", i);
+            if next.group_size > 0 {
+                return problems.invalid(at.field("group_size"), "a group begins inside another");
+            }
+            launches.push(launch(next, &at, problems)?);
+        }
+        let mut members = Vec::with_capacity(size.min(GROUP_TASKS_MAX));
+        for (spec, tasks) in launches {
+            let Ok([task]) = <[_; 1]>::try_from(tasks) else {
+                return problems.invalid(at_first.field("group_size"), "a member of a group is not one task");
+            };
+            members.push(Member { spec, task });
+        }
+        if members.len() != size {
+            return problems.invalid(at_first.field("group_size"), "there are fewer launches");
+        }
+        operations.push(Operation::LaunchGroup(members));
+    }
+    Some(operations)
+}
+
+type Tasks = Vec<Result<TaskLaunch, Refusal>>;
+
+fn launch(
+    given: pb::accept::Launch,
+    at: &Path<'_>,
+    problems: &mut Problems,
+) -> Option<(Arc<TaskSpec>, Tasks)> {
+    Some((
+        task_spec(given.spec, at.field("spec"), problems)?,
+        each(given.tasks, at, "tasks", problems, task)?,
+    ))
 }
 
 fn task(

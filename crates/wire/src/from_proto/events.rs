@@ -5,11 +5,11 @@ use proffer_types::{AgentId, FrameworkId, LaunchId, SessionId};
 
 use super::offers::{host_offer, offer_id};
 use super::resources::{Attributions, resources};
-use super::tasks::{status, status_or_unknown, task_id};
+use super::tasks::{executor_id, status, status_or_unknown, task_id};
 use super::{cluster_id, epoch, id, role};
 use crate::malformed::{Malformed, Path, Problems, parse};
 use crate::scheduler::v1 as pb;
-use crate::told::{Accepted, Event, KnownTask, Subscribed, TaskRefused};
+use crate::told::{Accepted, EXECUTOR_ENDED, Event, KnownTask, Subscribed, TaskRefused};
 
 /// A list of events.
 pub fn events(list: pb::Events) -> Result<Vec<Event>, Malformed> {
@@ -25,7 +25,7 @@ pub fn events(list: pb::Events) -> Result<Vec<Event>, Malformed> {
 fn event(given: pb::Event, at: &Path<'_>, problems: &mut Problems) -> Option<Event> {
     use pb::event::Event as Given;
     Some(match given.event {
-        None | Some(Given::Message(_)) => Event::Other,
+        None => Event::Other,
         Some(Given::Subscribed(given)) => {
             Event::Subscribed(subscribed(given, &at.field("subscribed"), problems)?)
         }
@@ -53,10 +53,15 @@ fn event(given: pb::Event, at: &Path<'_>, problems: &mut Problems) -> Option<Eve
             )
         }
         Some(Given::Update(given)) => Event::Update(update(given, &at.field("update"), problems)?),
-        Some(Given::Failure(given)) => Event::Failure {
-            agent: AgentId(id(given.agent_id, at.field("failure").field("agent_id"), problems)?),
-            removed: given.what == "removed",
-        },
+        Some(Given::Failure(given)) => failure(given, &at.field("failure"), problems)?,
+        Some(Given::Message(given)) => {
+            let at = at.field("message");
+            Event::Message {
+                agent: AgentId(id(given.agent_id, at.field("agent_id"), problems)?),
+                executor: executor_id(&given.executor_id, at.field("executor_id"), problems)?,
+                data: given.data,
+            }
+        }
         Some(Given::Error(given)) => {
             let all = [
                 StreamEnd::SessionFenced,
@@ -70,6 +75,21 @@ fn event(given: pb::Event, at: &Path<'_>, problems: &mut Problems) -> Option<Eve
             Event::Error { end, code: given.code, message: given.message }
         }
         Some(Given::Heartbeat(given)) => Event::Heartbeat { index: given.index },
+    })
+}
+
+fn failure(given: pb::Failure, at: &Path<'_>, problems: &mut Problems) -> Option<Event> {
+    let agent = AgentId(id(given.agent_id, at.field("agent_id"), problems)?);
+    Some(match given.what.as_str() {
+        "unreachable" => Event::Failure { agent, removed: false },
+        "removed" => Event::Failure { agent, removed: true },
+        EXECUTOR_ENDED => Event::ExecutorEnded {
+            agent,
+            executor: executor_id(&given.executor_id, at.field("executor_id"), problems)?,
+            status: Box::new(status(given.executor_status, &at.field("executor_status"), problems)?),
+        },
+        // The word of a later version.
+        _ => Event::Other,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Segments of snapshots.
 
 use proffer_types::command::{Answer, Rejection};
+use proffer_types::event::{Group, LaunchKind};
 use proffer_types::image::{
     AdminAnswerImage, AnswerImage, FinishedImage, Meta, Segment, SessionImage, SpecImage, TaskImage,
 };
@@ -17,11 +18,11 @@ use super::records::{
     task_spec, there,
 };
 use super::role;
-use super::tasks::task_id;
+use super::tasks::{executor_id, task_id};
 use crate::log::v1 as pb;
 use crate::malformed::{Path, Problems, parse};
 use crate::record::{RecordError, check};
-use crate::to_proto::image::{kind, known_version};
+use crate::to_proto::image::{kind, known_version, version};
 use pb::segment::Body;
 
 const WHAT: &str = "snapshot segment";
@@ -36,7 +37,13 @@ pub fn segment(bytes: &[u8]) -> Result<Segment, RecordError> {
     let body = given.body.as_ref().map(kind);
     let named = (given.kind, given.version);
     check(WHAT, named, known_version(given.kind), body, bytes.len(), given.encoded_len())?;
-    parse(|problems| records(there(given.body, ROOT.field("body"), problems)?, problems))
+    parse(|problems| {
+        let segment = records(there(given.body, ROOT.field("body"), problems)?, problems)?;
+        if version(&segment) > named.1 {
+            return problems.invalid(ROOT.field("version"), "has less than the record uses");
+        }
+        Some(segment)
+    })
         .map_err(|error| RecordError::Invalid { what: WHAT, kind: named.0, error })
 }
 
@@ -211,6 +218,17 @@ fn task(given: pb::Task, at: &Path<'_>, problems: &mut Problems) -> Option<TaskI
         created_wall_ms: given.created_wall_ms,
         started_wall_ms: given.started_wall_ms,
         finished_wall_ms: given.finished_wall_ms,
+        group: match (given.group_first, given.group_size) {
+            (0, 0) => None,
+            (first, size) if first > 0 && size > 0 => Some(Group { first: LaunchId(first), size }),
+            _ => return problems.invalid(at.field("group_first"), "must be given with group_size"),
+        },
+        kind: match (given.executor, given.executor_launch) {
+            (false, 0) => LaunchKind::Task,
+            (false, launch) => LaunchKind::TaskOf(LaunchId(launch)),
+            (true, 0) => LaunchKind::Executor(executor_id(&given.task_id, at.field("task_id"), problems)?),
+            (true, _) => return problems.invalid(at.field("executor_launch"), "an executor has no executor"),
+        },
     })
 }
 

@@ -29,7 +29,10 @@ pub use admin::{
     teardown_framework,
 };
 pub use agents::{agent_message, data_chunk, data_request, master_message};
-pub use calls::{accept, acknowledge, decline, kill, reconcile, revive, subscribe, suppress, teardown};
+pub use calls::{
+    accept, acknowledge, decline, kill, reconcile, revive, send_message, shutdown_executor, subscribe, suppress,
+    teardown, update_framework,
+};
 pub use commands::entry;
 pub use events::{accept_response, events};
 pub use executors::{executor_events, executor_message, executor_subscribe, executor_updates};

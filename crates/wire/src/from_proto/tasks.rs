@@ -221,6 +221,13 @@ pub(crate) fn task_id(name: &str, at: Path<'_>, problems: &mut Problems) -> Opti
     }
 }
 
+pub(crate) fn executor_id(name: &str, at: Path<'_>, problems: &mut Problems) -> Option<ExecutorId> {
+    match ExecutorId::new(name) {
+        Ok(id) => Some(id),
+        Err(error) => problems.invalid(at, error),
+    }
+}
+
 /// The state with this number; `None` inside for UNKNOWN, which only answers to a reconciliation say.
 pub(crate) fn task_state(number: i32, at: Path<'_>, problems: &mut Problems) -> Option<Option<TaskState>> {
     if number == pb::TaskState::Unknown as i32 {

@@ -39,6 +39,10 @@ pub fn agent_report(report: &AgentReport) -> pb::AgentItem {
             AgentReport::Cleaned(launches) => {
                 Item::Cleaned(pb::Cleaned { launch_ids: launches.iter().map(|launch| launch.0).collect() })
             }
+            AgentReport::Message { launch, data } => Item::ExecutorMessage(pb::ExecutorMessage {
+                launch_id: launch.0,
+                data: Bytes::copy_from_slice(data),
+            }),
         }),
     }
 }
@@ -87,11 +91,11 @@ pub fn master_message(leadership: Epoch, items: Vec<pb::MasterItem>) -> pb::Mast
     pb::MasterMessage { epoch: Some(epoch(leadership)), items }
 }
 
-/// One thing a master says.
-pub fn agent_order(order: &AgentOrder) -> pb::MasterItem {
+/// One thing a master says; the launches of a group are one item each.
+pub fn agent_order(order: &AgentOrder) -> Vec<pb::MasterItem> {
     use pb::master_item::Item;
-    pb::MasterItem {
-        item: Some(match order {
+    let item = |item| pb::MasterItem { item: Some(item) };
+    vec![item(match order {
             AgentOrder::Welcome { agent, cluster, ping_ms, reattach_spread_ms, last_seq } => Item::Welcome(pb::Welcome {
                 agent_id: agent.0,
                 cluster_id: cluster.to_string(),
@@ -111,6 +115,12 @@ pub fn agent_order(order: &AgentOrder) -> pb::MasterItem {
                 Item::Confirm(pb::Confirm { launch_id: launch.0, task_seq: *task_seq })
             }
             AgentOrder::Forget { launch } => Item::Forget(pb::Forget { launch_id: launch.0 }),
+            AgentOrder::LaunchGroup(orders) => {
+                return orders.iter().map(|order| item(Item::Launch(launch_order(order)))).collect();
+            }
+            AgentOrder::Message { launch, data } => {
+                Item::Message(pb::Message { launch_id: launch.0, data: Bytes::copy_from_slice(data) })
+            }
             AgentOrder::Ping { n } => Item::Ping(pb::Ping { n: *n }),
             AgentOrder::OpenData { ticket, principal, launch, expires_ms } => Item::OpenData(pb::OpenData {
                 ticket: Bytes::copy_from_slice(ticket),
@@ -133,8 +143,7 @@ pub fn agent_order(order: &AgentOrder) -> pb::MasterItem {
                 }
                 .into(),
             }),
-        }),
-    }
+    })]
 }
 
 fn launch_order(order: &LaunchOrder) -> pb::Launch {

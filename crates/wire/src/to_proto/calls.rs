@@ -1,11 +1,13 @@
 //! What frameworks ask.
 
+use bytes::Bytes;
 use proffer_types::call::AcceptCallPart;
-use proffer_types::command::{Ack, CallId};
-use proffer_types::{FrameworkId, FrameworkInfo, OfferId, RequestId, Role, SessionId, TaskId};
+use proffer_types::command::{Ack, CallId, Operation};
+use proffer_types::{AgentId, ExecutorId, FrameworkId, FrameworkInfo, OfferId, RequestId, Role, SessionId, TaskId};
 
 use super::{framework_info, offer_id, sixteen, task_launch, task_spec};
 use crate::scheduler::v1 as pb;
+use pb::operation::Operation as Given;
 
 /// What every call carries.
 pub fn call_header(call: &CallId) -> pb::CallHeader {
@@ -45,15 +47,26 @@ pub fn accept(
     parts: &[AcceptCallPart],
     filter_ms: Option<u64>,
 ) -> pb::AcceptRequest {
-    let launch = |launch: &proffer_types::call::LaunchCall| pb::Operation {
-        operation: Some(pb::operation::Operation::Launch(pb::Launch {
-            spec: Some(task_spec(&launch.spec)),
-            tasks: launch.tasks.iter().flatten().map(task_launch).collect(),
-        })),
+    let operation = |operation: &Operation| pb::Operation {
+        operation: Some(match operation {
+            Operation::Launch(launch) => Given::Launch(pb::Launch {
+                spec: Some(task_spec(&launch.spec)),
+                tasks: launch.tasks.iter().flatten().map(task_launch).collect(),
+            }),
+            Operation::LaunchGroup(members) => Given::LaunchGroup(pb::LaunchGroup {
+                members: members
+                    .iter()
+                    .map(|member| pb::launch_group::Member {
+                        spec: Some(task_spec(&member.spec)),
+                        task: member.task.as_ref().ok().map(task_launch),
+                    })
+                    .collect(),
+            }),
+        }),
     };
     let part = |part: &AcceptCallPart| pb::accept_request::Part {
         offer_ids: offer_ids(&part.offers),
-        operations: part.launches.iter().map(launch).collect(),
+        operations: part.operations.iter().map(operation).collect(),
     };
     pb::AcceptRequest { call: header(call), parts: parts.iter().map(part).collect(), atomic, filter_ms }
 }
@@ -76,6 +89,39 @@ pub fn revive(call: &CallId, roles: &[Role]) -> pb::ReviveRequest {
 /// Asks for the end of a task.
 pub fn kill(call: &CallId, task: &TaskId, grace_ms: Option<u64>) -> pb::KillRequest {
     pb::KillRequest { call: header(call), task_id: task.as_str().into(), grace_ms }
+}
+
+/// Asks for the end of an executor.
+pub fn shutdown_executor(
+    call: &CallId,
+    agent: AgentId,
+    executor: &ExecutorId,
+) -> pb::ShutdownExecutorRequest {
+    pb::ShutdownExecutorRequest {
+        call: header(call),
+        agent_id: agent.0,
+        executor_id: executor.as_str().into(),
+    }
+}
+
+/// Sends bytes to an executor.
+pub fn send_message(
+    call: &CallId,
+    agent: AgentId,
+    executor: &ExecutorId,
+    data: Bytes,
+) -> pb::SendMessageRequest {
+    pb::SendMessageRequest {
+        call: header(call),
+        agent_id: agent.0,
+        executor_id: executor.as_str().into(),
+        data,
+    }
+}
+
+/// Says something else of the framework.
+pub fn update_framework(call: &CallId, info: &FrameworkInfo) -> pb::UpdateFrameworkRequest {
+    pb::UpdateFrameworkRequest { call: header(call), info: Some(framework_info(info)) }
 }
 
 /// Says which statuses were seen.

@@ -1,23 +1,28 @@
 //! Entries of the replicated log. The rules of their encoding are in `log.proto`.
 
-use proffer_types::TaskLaunch;
+use proffer_types::{TaskLaunch, TaskSpec};
 use proffer_types::command::{
-    AcceptPart, AdminId, Attach, Command, CompletionReason, Entry, Held, Launch, Refusal,
+    AcceptPart, AdminId, Attach, Command, CompletionReason, Entry, Held, Operation, Refusal,
 };
 use prost::Message;
 
 use super::records::{
-    agent_info, call_id, caller, framework_info, launch_status, resources, sixteen, task_spec,
+    agent_info, call_id, caller, framework_info, launch_status, resources, sixteen, spec_is_newer,
+    status_is_newer, task_spec,
 };
 use crate::log::v1 as pb;
 use pb::entry::Body;
+
+const ATTACH_AGENT: u32 = 19;
+const ACCEPT: u32 = 25;
+const STATUSES: u32 = 32;
 
 /// The canonical encoding of an entry.
 pub fn entry(entry: &Entry) -> Vec<u8> {
     let body = body(&entry.command);
     pb::Entry {
         kind: kind(&body),
-        version: 1,
+        version: version(&entry.command),
         term: entry.term,
         time_ms: entry.time.0,
         wall_ms: entry.wall_ms,
@@ -33,26 +38,52 @@ pub(crate) fn kind(body: &Body) -> u32 {
         Body::Form(_) => 16,
         Body::Tick(_) => 17,
         Body::RegisterAgent(_) => 18,
-        Body::AttachAgent(_) => 19,
+        Body::AttachAgent(_) => ATTACH_AGENT,
         Body::MarkUnreachable(_) => 20,
         Body::RemoveAgent(_) => 21,
         Body::OpenSession(_) => 22,
         Body::Reconnect(_) => 23,
         Body::Disconnect(_) => 24,
-        Body::Accept(_) => 25,
+        Body::Accept(_) => ACCEPT,
         Body::Kill(_) => 26,
         Body::Acknowledge(_) => 27,
         Body::Teardown(_) => 28,
         Body::AdminKill(_) => 29,
         Body::AdminTeardown(_) => 30,
         Body::Complete(_) => 31,
-        Body::Statuses(_) => 32,
+        Body::Statuses(_) => STATUSES,
+        Body::UpdateFramework(_) => 33,
+        Body::ShutdownExecutor(_) => 34,
     }
 }
 
 /// The last version of each kind; `None` for a kind that does not exist.
 pub(crate) fn known_version(kind: u32) -> Option<u32> {
-    (16..=32).contains(&kind).then_some(1)
+    match kind {
+        ATTACH_AGENT | ACCEPT | STATUSES => Some(2),
+        16..=34 => Some(1),
+        _ => None,
+    }
+}
+
+/// The version that a command's entry needs: the lowest that has all it uses. Masters of several versions live side by
+/// side during an upgrade, and an older one goes on as long as nobody uses what it does not know.
+pub(crate) fn version(command: &Command) -> u32 {
+    let newer = match command {
+        Command::Accept { parts, .. } => {
+            let mut operations = parts.iter().flat_map(|part| &part.operations);
+            operations.any(|operation| match operation {
+                Operation::Launch(launch) => spec_is_newer(&launch.spec),
+                Operation::LaunchGroup(_) => true,
+            })
+        }
+        Command::Statuses { statuses, .. } => statuses.iter().any(|(_, status)| status_is_newer(status)),
+        Command::AttachAgent(attach) => {
+            attach.held.iter().flatten().any(|held| status_is_newer(&held.status))
+        }
+        _ => false,
+    };
+    if newer { 2 } else { 1 }
 }
 
 fn body(command: &Command) -> Body {
@@ -122,6 +153,17 @@ fn body(command: &Command) -> Body {
             session: session.0,
             reason: completion(*reason),
         }),
+        Command::UpdateFramework { call, info } => Body::UpdateFramework(pb::UpdateFramework {
+            call: Some(call_id(call)),
+            info: Some(framework_info(info)),
+        }),
+        Command::ShutdownExecutor { call, agent, executor } => {
+            Body::ShutdownExecutor(pb::ShutdownExecutor {
+                call: Some(call_id(call)),
+                agent: agent.0,
+                executor: executor.as_str().into(),
+            })
+        }
         Command::Statuses { agent, attachment, statuses } => Body::Statuses(pb::Statuses {
             agent: agent.0,
             attachment: *attachment,
@@ -163,12 +205,31 @@ fn part(part: &AcceptPart) -> pb::accept::Part {
         agent: part.agent.0,
         role: part.role.as_str().into(),
         offered: Some(resources(&part.offered)),
-        launches: part.launches.iter().map(launch).collect(),
+        launches: part.operations.iter().flat_map(launches).collect(),
     }
 }
 
-fn launch(launch: &Launch) -> pb::accept::Launch {
-    let task = |task: &Result<TaskLaunch, Refusal>| match task {
+/// A group's members become a launch each.
+fn launches(operation: &Operation) -> Vec<pb::accept::Launch> {
+    let one = |spec: &TaskSpec, tasks, group_size| pb::accept::Launch {
+        spec: Some(task_spec(spec)),
+        tasks,
+        group_size,
+    };
+    match operation {
+        Operation::Launch(launch) => {
+            vec![one(&launch.spec, launch.tasks.iter().map(task).collect(), 0)]
+        }
+        Operation::LaunchGroup(members) => {
+            let sizes = std::iter::once(members.len() as u32).chain(std::iter::repeat(0));
+            let members = members.iter().zip(sizes);
+            members.map(|(m, size)| one(&m.spec, vec![task(&m.task)], size)).collect()
+        }
+    }
+}
+
+fn task(task: &Result<TaskLaunch, Refusal>) -> pb::LaunchTask {
+    match task {
         Ok(task) => pb::LaunchTask {
             refused: 0,
             task_id: task.task_id.as_str().into(),
@@ -178,6 +239,5 @@ fn launch(launch: &Launch) -> pb::accept::Launch {
             array_count: task.array.map_or(0, |(_, count)| count),
         },
         Err(refusal) => pb::LaunchTask { refused: refusal.number().into(), ..Default::default() },
-    };
-    pb::accept::Launch { spec: Some(task_spec(&launch.spec)), tasks: launch.tasks.iter().map(task).collect() }
+    }
 }

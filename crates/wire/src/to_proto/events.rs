@@ -2,14 +2,14 @@
 //! host.
 
 use proffer_types::call::AcceptCallPart;
-use proffer_types::command::Answer;
+use proffer_types::command::{Answer, Operation};
 use proffer_types::event::{StreamEnd, Update};
-use proffer_types::{AgentInfo, LaunchId, Offer, OfferId, Task};
+use proffer_types::{AgentId, AgentInfo, ExecutorId, LaunchId, Offer, OfferId, Status, Task};
 
 use super::agents::attributes;
 use super::{epoch, offer_id, resources, status, unknown_status};
 use crate::scheduler::v1 as pb;
-use crate::told::{Subscribed, refusal_code};
+use crate::told::{EXECUTOR_ENDED, Subscribed, refusal_code};
 use pb::event::Event;
 
 /// A task of a snapshot.
@@ -84,9 +84,28 @@ pub fn update(update: &Update) -> pb::Event {
 }
 
 /// An agent is out of contact, or gone for good.
-pub fn failure(agent: proffer_types::AgentId, removed: bool) -> pb::Event {
+pub fn failure(agent: AgentId, removed: bool) -> pb::Event {
     let what = if removed { "removed" } else { "unreachable" };
-    event(Event::Failure(pb::Failure { agent_id: agent.0, what: what.into() }))
+    event(Event::Failure(pb::Failure { agent_id: agent.0, what: what.into(), ..Default::default() }))
+}
+
+/// An executor has ended.
+pub fn executor_ended(agent: AgentId, executor: &ExecutorId, ended: &Status) -> pb::Event {
+    event(Event::Failure(pb::Failure {
+        agent_id: agent.0,
+        what: EXECUTOR_ENDED.into(),
+        executor_id: executor.as_str().into(),
+        executor_status: Some(status(ended)),
+    }))
+}
+
+/// Bytes from an executor.
+pub fn message(agent: AgentId, executor: &ExecutorId, data: Vec<u8>) -> pb::Event {
+    event(Event::Message(pb::Message {
+        executor_id: executor.as_str().into(),
+        agent_id: agent.0,
+        data: data.into(),
+    }))
 }
 
 /// The subscription ends.
@@ -107,9 +126,10 @@ pub fn heartbeat(index: u64) -> pb::Event {
     event(Event::Heartbeat(pb::Heartbeat { index }))
 }
 
-/// How many tasks each launch of each part has: an [`Answer`] tells its outcomes in this order, without gaps.
+/// How many tasks each operation of each part has: an [`Answer`] tells its outcomes in this order, without gaps.
 pub fn shape(parts: &[AcceptCallPart]) -> Vec<Vec<usize>> {
-    parts.iter().map(|part| part.launches.iter().map(|launch| launch.tasks.len()).collect()).collect()
+    let tasks = |operation: &Operation| operation.tasks().count();
+    parts.iter().map(|part| part.operations.iter().map(tasks).collect()).collect()
 }
 
 /// What became of an Accept of this [`shape`].
@@ -128,9 +148,9 @@ pub fn accept_response(answer: &Answer, shape: &[Vec<usize>]) -> pb::AcceptRespo
         },
     });
     let mut parts = Vec::with_capacity(shape.len());
-    for launches in shape {
-        let mut operations = Vec::with_capacity(launches.len());
-        for tasks in launches {
+    for counts in shape {
+        let mut operations = Vec::with_capacity(counts.len());
+        for tasks in counts {
             operations.push(pb::OperationOutcome { tasks: outcomes.by_ref().take(*tasks).collect() });
         }
         parts.push(pb::PartOutcome { operations });

@@ -2,19 +2,26 @@
 
 use bytes::Bytes;
 use proffer_types::command::Answer;
+use proffer_types::event::LaunchKind;
 use proffer_types::image::{Segment, TaskImage};
 use proffer_types::task::KillOrder;
 use proffer_types::{Agent, AgentState, Framework, FrameworkState};
 use prost::Message;
 
-use super::records::{agent_info, caller, framework_info, resources, sixteen, status, task_spec};
+use super::records::{
+    agent_info, caller, framework_info, resources, sixteen, spec_is_newer, status, status_is_newer, task_spec,
+};
 use crate::log::v1 as pb;
 use pb::segment::Body;
+
+const SPECS: u32 = 22;
+const TASKS: u32 = 23;
+const FINISHED: u32 = 24;
 
 /// The canonical encoding of a segment.
 pub fn segment(segment: &Segment) -> Vec<u8> {
     let body = body(segment);
-    pb::Segment { kind: kind(&body), version: 1, body: Some(body) }.encode_to_vec()
+    pb::Segment { kind: kind(&body), version: version(segment), body: Some(body) }.encode_to_vec()
 }
 
 /// The kind of a body: its field number.
@@ -26,15 +33,35 @@ pub(crate) fn kind(body: &Body) -> u32 {
         Body::Sessions(_) => 19,
         Body::Answers(_) => 20,
         Body::AdminAnswers(_) => 21,
-        Body::Specs(_) => 22,
-        Body::Tasks(_) => 23,
-        Body::Finished(_) => 24,
+        Body::Specs(_) => SPECS,
+        Body::Tasks(_) => TASKS,
+        Body::Finished(_) => FINISHED,
     }
 }
 
 /// The last version of each kind; `None` for a kind that does not exist.
 pub(crate) fn known_version(kind: u32) -> Option<u32> {
-    (16..=24).contains(&kind).then_some(1)
+    match kind {
+        SPECS | TASKS | FINISHED => Some(2),
+        16..=24 => Some(1),
+        _ => None,
+    }
+}
+
+/// The version that a segment needs: the lowest that has all it uses, as with the log's entries.
+pub(crate) fn version(segment: &Segment) -> u32 {
+    let newer = match segment {
+        Segment::Specs(specs) => specs.iter().any(|image| spec_is_newer(&image.spec)),
+        Segment::Tasks(tasks) => tasks.iter().any(task_is_newer),
+        Segment::Finished(tasks) => tasks.iter().any(|finished| task_is_newer(&finished.task)),
+        _ => false,
+    };
+    if newer { 2 } else { 1 }
+}
+
+fn task_is_newer(task: &TaskImage) -> bool {
+    let mut statuses = task.agent_status.iter().chain(&task.pending).chain([&task.status]);
+    task.group.is_some() || task.kind != LaunchKind::Task || statuses.any(status_is_newer)
 }
 
 fn body(segment: &Segment) -> Body {
@@ -176,5 +203,12 @@ fn task(task: &TaskImage) -> pb::Task {
         created_wall_ms: task.created_wall_ms,
         started_wall_ms: task.started_wall_ms,
         finished_wall_ms: task.finished_wall_ms,
+        group_first: task.group.map_or(0, |group| group.first.0),
+        group_size: task.group.map_or(0, |group| group.size),
+        executor: matches!(task.kind, LaunchKind::Executor(_)),
+        executor_launch: match task.kind {
+            LaunchKind::TaskOf(launch) => launch.0,
+            LaunchKind::Task | LaunchKind::Executor(_) => 0,
+        },
     }
 }

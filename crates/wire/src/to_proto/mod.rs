@@ -25,12 +25,13 @@ pub use admin::{
 };
 pub use agents::{agent_message, agent_order, agent_report, data_chunk, data_request, master_message};
 pub use calls::{
-    accept, acknowledge, call_header, decline, kill, reconcile, revive, subscribe, suppress, teardown,
+    accept, acknowledge, call_header, decline, kill, reconcile, revive, send_message, shutdown_executor,
+    subscribe, suppress, teardown, update_framework,
 };
 pub use commands::entry;
 pub use events::{
-    SnapshotTask, accept_response, error, failure, heartbeat, offers, rescind, shape, snapshot, snapshot_end,
-    snapshot_task, subscribed, update,
+    SnapshotTask, accept_response, error, executor_ended, failure, heartbeat, message, offers, rescind, shape,
+    snapshot, snapshot_end, snapshot_task, subscribed, update,
 };
 pub use executors::{executor_event, executor_subscribe, executor_updates};
 pub use frameworks::framework_info;

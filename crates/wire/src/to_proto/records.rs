@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use proffer_types::command::CallId;
+use proffer_types::container::{Burst, Container};
 use proffer_types::resources::{Attribution, DiskKind, Ranges, Resources, ScalarKind};
 use proffer_types::{
     AgentInfo, AttributeValue, Caller, CallerKind, FrameworkInfo, LaunchId, Status, TaskSpec,
@@ -103,6 +104,23 @@ pub(crate) fn status(status: &Status) -> pb::Status {
         output_dropped_bytes: status.output_dropped_bytes,
         data: Bytes::copy_from_slice(&status.data),
     }
+}
+
+/// Whether it uses a field that the first version of the log did not have.
+pub(crate) fn status_is_newer(status: &Status) -> bool {
+    let Status { healthy, ready, output_dropped_bytes, data, .. } = status;
+    healthy.is_some() || ready.is_some() || output_dropped_bytes.is_some() || !data.is_empty()
+}
+
+/// Whether it uses a field that the first version of the log did not have.
+pub(crate) fn spec_is_newer(spec: &TaskSpec) -> bool {
+    let TaskSpec { container, burst, health, readiness, max_completion_ms, executor, data, .. } = spec;
+    *container != Container::default()
+        || *burst != Burst::default()
+        || (health.is_some() || readiness.is_some())
+        || *max_completion_ms > 0
+        || executor.is_some()
+        || !data.is_empty()
 }
 
 pub(crate) fn launch_status(launch: LaunchId, of: &Status) -> pb::LaunchStatus {
