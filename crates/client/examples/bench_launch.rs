@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use proffer_client::{Accepted, CallError, Event, EventStream, Handle, Launch, Offer, Options, Scheduler};
 use proffer_types::{FrameworkInfo, Resources, Role, TaskId, TaskLaunch, TaskSpec, TaskState};
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -54,8 +55,12 @@ async fn main() -> Result<(), Failure> {
     let masters: Vec<String> = masters.split(',').map(str::to_owned).collect();
     let resources = Resources::parse(resources)?;
     let mut load = Vec::new();
+    let mut lives = JoinSet::new();
     for n in 1..=frameworks.parse::<u32>()? {
-        load.push(Framework::connect(&masters, n, &resources).await?);
+        let framework = Framework::connect(&masters, n, &resources).await?;
+        let (orders, inbox) = mpsc::channel(1);
+        lives.spawn(framework.live(inbox));
+        load.push(orders);
     }
     println!("{{\"what\":\"ready\",\"frameworks\":{}}}", load.len());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
@@ -64,85 +69,73 @@ async fn main() -> Result<(), Failure> {
             true => line.split('\t').collect(),
             false => line.split_whitespace().collect(),
         };
-        let answer = tokio::time::timeout(PATIENCE, obey(&mut load, &words)).await;
-        println!("{}", answer.map_err(|_| format!("`{line}` took longer than {PATIENCE:?}"))??);
+        let work = tokio::time::timeout(PATIENCE, obey(&load, &words));
+        let answer = tokio::select! {
+            answer = work => answer.map_err(|_| format!("`{line}` took longer than {PATIENCE:?}"))??,
+            Some(life) = lives.join_next() => return Err(life?.err().unwrap_or_else(|| "it ended".into())),
+        };
+        println!("{answer}");
     }
-    for framework in &load {
-        // The stream's end, which is what was asked for, may overtake the answer.
-        let _ = framework.handle.teardown().await;
+    drop(load);
+    while let Some(life) = lives.join_next().await {
+        life??;
     }
     Ok(())
 }
 
-async fn obey(load: &mut Vec<Framework>, words: &[&str]) -> Result<String, Failure> {
+/// What a framework is to do.
+#[derive(Clone, Debug)]
+enum Order {
+    Run { tasks: usize, argv: Vec<String>, hold: bool },
+    Single { tasks: usize, argv: Vec<String> },
+    Kill(usize),
+    Park,
+    Drop,
+    Count,
+}
+
+/// The order, and where what was measured goes.
+type Ordered = (Order, oneshot::Sender<Times>);
+
+async fn obey(load: &[mpsc::Sender<Ordered>], words: &[&str]) -> Result<String, Failure> {
     let command = |rest: &[&str]| rest.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let first = &load[..load.len().min(1)];
     let start = Instant::now();
-    let mut times = Times::default();
-    match words {
-        ["rate", tasks, rest @ ..] => spread(load, tasks.parse()?, command(rest), false, &mut times).await?,
-        ["hold", tasks, rest @ ..] => spread(load, tasks.parse()?, command(rest), true, &mut times).await?,
+    let times = match words {
+        [what @ ("rate" | "hold"), tasks, rest @ ..] => {
+            let (tasks, hold, argv): (usize, _, _) = (tasks.parse()?, *what == "hold", command(rest));
+            let share = |n: usize| tasks / load.len() + usize::from(n < tasks % load.len());
+            ask(load, |n| Order::Run { tasks: share(n), argv: argv.clone(), hold }).await?
+        }
         ["single", tasks, rest @ ..] => {
-            first(load)?.single(tasks.parse()?, command(rest), &mut times).await?;
+            let order = Order::Single { tasks: tasks.parse()?, argv: command(rest) };
+            ask(first, |_| order.clone()).await?
         }
         ["kill", count] => {
-            first(load)?.kill(count.parse()?, &mut times).await?;
+            let order = Order::Kill(count.parse()?);
+            ask(first, |_| order.clone()).await?
         }
-        ["park"] => load.iter_mut().for_each(Framework::park),
-        ["count"] => {
-            for framework in &mut *load {
-                framework.count(&mut times).await?;
-            }
-        }
-        ["drop"] => {
-            let mut all = JoinSet::new();
-            for mut framework in load.drain(..) {
-                all.spawn(async move {
-                    let mut times = Times::default();
-                    framework.drop_all(&mut times).await.map(|()| (framework, times))
-                });
-            }
-            while let Some(done) = all.join_next().await {
-                let (framework, its) = done??;
-                load.push(framework);
-                times.add(its);
-            }
-            load.sort_by_key(|framework| framework.number);
-        }
+        ["park"] => ask(load, |_| Order::Park).await?,
+        ["count"] => ask(load, |_| Order::Count).await?,
+        ["drop"] => ask(load, |_| Order::Drop).await?,
         _ => return Err(format!("`{}` is not known", words.join(" ")).into()),
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(times.json(words[0], seconds))
+    };
+    Ok(times.json(words[0], start.elapsed().as_secs_f64()))
 }
 
-fn first(load: &mut [Framework]) -> Result<&mut Framework, Failure> {
-    load.first_mut().ok_or_else(|| "there is no framework".into())
-}
-
-/// Has all frameworks run their part of `tasks`.
-async fn spread(
-    load: &mut Vec<Framework>,
-    tasks: usize,
-    argv: Vec<String>,
-    hold: bool,
-    times: &mut Times,
-) -> Result<(), Failure> {
-    let share = load.len().max(1);
-    let mut all = JoinSet::new();
-    for (n, mut framework) in load.drain(..).enumerate() {
-        let part = tasks / share + usize::from(n < tasks % share);
-        let argv = argv.clone();
-        all.spawn(async move {
-            let mut times = Times::default();
-            framework.run(part, argv, hold, &mut times).await.map(|()| (framework, times))
-        });
+/// Has frameworks do something, all at once.
+async fn ask(load: &[mpsc::Sender<Ordered>], order: impl Fn(usize) -> Order) -> Result<Times, Failure> {
+    let mut answers = Vec::new();
+    for (n, orders) in load.iter().enumerate() {
+        let (reply, answer) = oneshot::channel();
+        orders.send((order(n), reply)).await.map_err(|_| "a framework has ended")?;
+        answers.push(answer);
     }
-    while let Some(done) = all.join_next().await {
-        let (framework, its) = done??;
-        load.push(framework);
-        times.add(its);
+    let mut times = Times::default();
+    for answer in answers {
+        times.add(answer.await?);
     }
-    load.sort_by_key(|framework| framework.number);
-    Ok(())
+    Ok(times)
 }
 
 /// What was measured.
@@ -161,6 +154,9 @@ impl Times {
         self.gone.extend(other.gone);
         self.failed += other.failed;
         self.unasked += other.unasked;
+        if let Some(running) = other.running {
+            *self.running.get_or_insert(0) += running;
+        }
     }
 
     fn json(mut self, what: &str, seconds: f64) -> String {
@@ -196,7 +192,6 @@ impl Times {
 
 /// One framework, and with it one supervisor per agent.
 struct Framework {
-    number: u32,
     handle: Handle,
     events: EventStream,
     resources: Resources,
@@ -209,6 +204,7 @@ struct Framework {
     parked: BTreeSet<TaskId>,
     /// Tasks whose end was asked for.
     asked: BTreeSet<TaskId>,
+    unasked: u64,
     /// What the leader says of those that it was asked about.
     told: Vec<Option<TaskState>>,
 }
@@ -226,7 +222,6 @@ impl Framework {
         let (handle, events) = Scheduler::connect(masters, info, Options::default()).await?;
         handle.suppress(Vec::new()).await?;
         Ok(Self {
-            number,
             handle,
             events,
             resources: resources.clone(),
@@ -236,8 +231,46 @@ impl Framework {
             running: BTreeSet::new(),
             parked: BTreeSet::new(),
             asked: BTreeSet::new(),
+            unasked: 0,
             told: Vec::new(),
         })
+    }
+
+    /// Does what it is told; in between it gives back at once what it is still offered.
+    async fn live(mut self, mut inbox: mpsc::Receiver<Ordered>) -> Result<(), Failure> {
+        loop {
+            tokio::select! {
+                ordered = inbox.recv() => {
+                    let Some((order, reply)) = ordered else { break };
+                    let mut times = Times::default();
+                    self.obey(order, &mut times).await?;
+                    times.unasked = self.unasked;
+                    // Whoever asked has given up.
+                    let _ = reply.send(times);
+                }
+                event = self.events.next() => {
+                    self.learn(event?, true, &mut Times::default());
+                    self.give_back().await?;
+                }
+            }
+        }
+        // The stream's end, which is what was asked for, may overtake the answer.
+        let _ = self.handle.teardown().await;
+        Ok(())
+    }
+
+    async fn obey(&mut self, order: Order, times: &mut Times) -> Result<(), Failure> {
+        match order {
+            Order::Run { tasks, argv, hold } => self.run(tasks, argv, hold, times).await,
+            Order::Single { tasks, argv } => self.single(tasks, argv, times).await,
+            Order::Kill(count) => self.kill(count, times).await,
+            Order::Park => {
+                self.parked.append(&mut self.running);
+                Ok(())
+            }
+            Order::Drop => self.drop_all(times).await,
+            Order::Count => self.count(times).await,
+        }
     }
 
     fn spec(&self, argv: Vec<String>) -> Arc<TaskSpec> {
@@ -342,7 +375,7 @@ impl Framework {
                 }
                 if state.is_terminal() {
                     let held = self.running.remove(&view.task) || self.parked.remove(&view.task);
-                    times.unasked += u64::from(held && !self.asked.remove(&view.task));
+                    self.unasked += u64::from(held && !self.asked.remove(&view.task));
                     times.failed += u64::from(state != TaskState::Finished && !hold);
                 } else if began && hold {
                     self.running.insert(view.task);
@@ -358,6 +391,10 @@ impl Framework {
     /// Wants no more offers, and gives back those at hand.
     async fn rest(&mut self) -> Result<(), Failure> {
         self.handle.suppress(Vec::new()).await?;
+        self.give_back().await
+    }
+
+    async fn give_back(&mut self) -> Result<(), Failure> {
         let offers: Vec<_> = self.offers.drain(..).map(|offer| offer.id).collect();
         if !offers.is_empty() {
             self.handle.decline(offers, Some(Duration::ZERO)).await?;
@@ -405,10 +442,6 @@ impl Framework {
         Ok(())
     }
 
-    fn park(&mut self) {
-        self.parked.append(&mut self.running);
-    }
-
     /// How many of those that should run the leader has as running.
     async fn count(&mut self, times: &mut Times) -> Result<(), Failure> {
         let all: Vec<TaskId> = self.running.union(&self.parked).cloned().collect();
@@ -422,7 +455,7 @@ impl Framework {
             self.learn(event, true, times);
         }
         let running = self.told.iter().filter(|state| **state == Some(TaskState::Running)).count();
-        times.running = Some(times.running.unwrap_or(0) + running);
+        times.running = Some(running);
         Ok(())
     }
 
