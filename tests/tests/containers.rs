@@ -198,6 +198,8 @@ async fn who_ignores_sigterm_is_gone_after_its_grace_with_all_its_children() {
     let heeds = shell("trap 'exit 3' TERM; while :; do sleep 0.05; done");
     framework.launch(LIMIT, "polite", &heeds, None).await;
     framework.state(LIMIT, "polite", TaskState::Running).await;
+    // Its shell waits for a child only when the trap is set.
+    until_true("its trap is set", LIMIT, || audit::contained(&dir).len() >= 3).await;
     let begun = Instant::now();
     let long = Some(Duration::from_secs(60));
     framework.handle.kill(&TaskId::new("polite").expect("a name"), long).await.expect("killed");
@@ -229,7 +231,8 @@ async fn what_a_task_sees_from_inside() {
     }
     let _machine = beside_others().await;
     let cluster = linux().await;
-    let args = ["run", "--", "sh", "-c", INSIDE];
+    // Enough to start two dozen programs soon, on a slow machine too.
+    let args = ["run", "--cpus", "1", "--", "sh", "-c", INSIDE];
     // What the surroundings give to the agent must not reach a task.
     let told = good(cluster.run(LIMIT, &args).await);
     let fact = |name: &str| {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::Program;
 use crate::process::{self, Read};
 use crate::workspace::{self, Built};
 
@@ -69,28 +70,23 @@ impl Drop for Staging {
     }
 }
 
-/// Makes the image of a machine that runs `programs`, each with `filter` as arguments, and ends.
+/// Makes the image of a machine that runs `programs` and ends. `products` are there for them.
 ///
 /// # Errors
 /// If a file cannot be copied or the image not be made.
-pub(super) fn make(programs: &[&Built], built: &[Built], filter: &[String]) -> Result<Image> {
+pub(super) fn make(programs: &[Program<'_>], products: &[&Built]) -> Result<Image> {
     let staging = Staging(workspace::scratch(&format!("vm/root-{}", std::process::id()))?);
     let root = Root { dir: &staging.0 };
     root.skeleton()?;
     let mut elves = root.userland()?;
-    for built in programs.iter().copied().chain(products(built)) {
+    for built in programs.iter().map(|program| program.built).chain(products.iter().copied()) {
         root.program(&built.program)?;
         elves.push(built.program.clone());
     }
     root.libraries(&elves)?;
     root.packages(programs)?;
-    root.init(programs, filter)?;
+    root.init(programs)?;
     root.image()
-}
-
-/// The programs that tests start.
-fn products(built: &[Built]) -> impl Iterator<Item = &Built> {
-    built.iter().filter(|built| !built.test && built.kind == "bin" && built.package == "proffer-executor")
 }
 
 /// The machine's root directory, before it is an image.
@@ -194,8 +190,8 @@ impl Root<'_> {
     }
 
     /// What tests read of their own package, at the path where it is here.
-    fn packages(&self, programs: &[&Built]) -> Result<()> {
-        let dirs: BTreeSet<&Path> = programs.iter().map(|program| program.dir.as_path()).collect();
+    fn packages(&self, programs: &[Program<'_>]) -> Result<()> {
+        let dirs: BTreeSet<&Path> = programs.iter().map(|program| program.built.dir.as_path()).collect();
         for file in workspace::tracked()? {
             let file = workspace::root().join(file);
             if dirs.iter().any(|dir| file.starts_with(dir)) {
@@ -205,14 +201,14 @@ impl Root<'_> {
         Ok(())
     }
 
-    fn init(&self, programs: &[&Built], filter: &[String]) -> Result<()> {
+    fn init(&self, programs: &[Program<'_>]) -> Result<()> {
         let mut script = include_str!("init.sh").to_owned();
-        for (index, built) in programs.iter().enumerate() {
+        for (index, Program { built, args }) in programs.iter().enumerate() {
             let words = [index.to_string(), PROGRAM_LIMIT.as_secs().to_string()]
                 .into_iter()
                 .chain([quoted(&built.dir.to_string_lossy()), quoted(&built.program.to_string_lossy())])
                 .chain(["--show-output".to_owned()])
-                .chain(filter.iter().map(|word| quoted(word)));
+                .chain(args.iter().map(|word| quoted(word)));
             script.push_str(&format!("one {}\n", words.collect::<Vec<_>>().join(" ")));
         }
         script.push_str("finish\n");

@@ -11,14 +11,24 @@ mod run;
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::test::output::{self, Report};
 use crate::test::prerequisites::{self, Needed};
 use crate::workspace::{self, Built};
 
-/// The packages whose tests run in the machine: those that make containers by themselves.
-pub(crate) const PACKAGES: [&str; 3] = ["proffer-launcher", "proffer-executor", "proffer-containerizer"];
+/// The packages whose tests run in the machine, in order, and which of their tests: all, or those with one of these in
+/// their names. A story with a whole cluster needs the one emulated processor to itself.
+const TESTS: [(&str, &[&str]); 4] = [
+    ("proffer-launcher", &[]),
+    ("proffer-executor", &[]),
+    ("proffer-containerizer", &[]),
+    ("proffer-tests", &["--test-threads=1", "containers::", "escape"]),
+];
+/// Of the test programs of a package with stories, the one that has those above.
+const STORIES: &str = "main";
+/// The programs that tests start, by their packages.
+const PRODUCTS: [&str; 4] = ["proffer-executor", "proffer-agent", "proffer-master", "proffer-cli"];
 /// Of the whole machine, booting included.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -46,22 +56,27 @@ pub(crate) struct Args {
 
 /// `cargo xtask test-vm`; whether nothing failed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let packages: Vec<&str> = PACKAGES
-        .into_iter()
-        .filter(|name| args.package.is_empty() || args.package.iter().any(|package| package == name))
-        .collect();
-    anyhow::ensure!(!packages.is_empty(), "the machine runs the tests of {} only", PACKAGES.join(", "));
-    let mut flags = vec!["--all-targets"];
-    // The containerizer's tests start the supervisor.
-    packages.iter().chain(&["proffer-executor"]).for_each(|package| flags.extend(["-p", package]));
+    let asked = |name: &str| args.package.is_empty() || args.package.iter().any(|package| package == name);
+    let packages: Vec<&str> = TESTS.into_iter().map(|(name, _)| name).filter(|name| asked(name)).collect();
+    ensure!(!packages.is_empty(), "the machine has no tests of {}", args.package.join(", "));
+    let mut flags = vec!["--bins", "--lib", "--tests"];
+    packages.iter().for_each(|package| flags.extend(["-p", package]));
+    // The containerizer's tests start the supervisor, the stories everything.
+    let stories = packages.contains(&"proffer-tests");
+    PRODUCTS[..if stories { PRODUCTS.len() } else { 1 }]
+        .iter()
+        .for_each(|package| flags.extend(["-p", package]));
     let built = workspace::build(&flags, BUILD_LIMIT)?;
-    let wanted = |built: &&Built| packages.contains(&built.package.as_str());
-    let programs: Vec<&Built> = programs(&built).filter(wanted).collect();
+    let mut programs = programs(&built);
+    programs.retain(|program| packages.contains(&program.built.package.as_str()));
+    if !args.filter.is_empty() {
+        programs.iter_mut().for_each(|program| program.args.clone_from(&args.filter));
+    }
     let mut report = Report::default();
     match prepare() {
         Ok(kernel) => {
             let machine = Machine { kernel, limit: Duration::from_secs(args.limit), show: true };
-            machine.test(&programs, &built, &args.filter, &mut report)?;
+            machine.test(&programs, &built, &mut report)?;
         }
         Err(why) => report.skip("cgroup v2 in a virtual machine", &format!("{why:#}")),
     }
@@ -71,30 +86,43 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 
 /// The same as the last part of `cargo xtask test`, with what was built for it.
 pub(crate) fn add(built: &[Built], report: &mut Report) -> Result<()> {
-    let programs: Vec<&Built> = programs(built).collect();
+    let programs = programs(built);
     if programs.is_empty() {
         return Ok(());
     }
     println!("cgroup v2, in a virtual machine");
     match prepare() {
-        Ok(kernel) => Machine { kernel, limit: LIMIT, show: false }.test(&programs, built, &[], report),
+        Ok(kernel) => Machine { kernel, limit: LIMIT, show: false }.test(&programs, built, report),
         Err(why) => {
             println!("skipped: {why:#}");
             for program in programs {
-                report.skip(&format!("cgroup v2: {}", program.title()), &format!("{why:#}"));
+                report.skip(&format!("cgroup v2: {}", program.built.title()), &format!("{why:#}"));
             }
             Ok(())
         }
     }
 }
 
+/// A test program, and which of its tests run.
+struct Program<'a> {
+    built: &'a Built,
+    args: Vec<String>,
+}
+
 /// The test programs that are run in the machine.
-fn programs(built: &[Built]) -> impl Iterator<Item = &Built> {
-    let order = |built: &&Built| PACKAGES.iter().position(|package| *package == built.package);
-    let mut programs: Vec<&Built> =
-        built.iter().filter(|built| built.test && order(built).is_some()).collect();
-    programs.sort_by_key(|built| (order(built), &built.kind, &built.name));
-    programs.into_iter()
+fn programs(built: &[Built]) -> Vec<Program<'_>> {
+    let mut programs = Vec::new();
+    for (package, args) in TESTS {
+        let wanted = |built: &&Built| {
+            let stories = package != "proffer-tests" || (built.kind == "test" && built.name == STORIES);
+            built.test && built.package == package && stories
+        };
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut of_it: Vec<&Built> = built.iter().filter(wanted).collect();
+        of_it.sort_by_key(|built| (&built.kind, &built.name));
+        programs.extend(of_it.into_iter().map(|built| Program { built, args: args.clone() }));
+    }
+    programs
 }
 
 /// What the machine needs of this one; an error is the reason why there can be none.
@@ -111,14 +139,12 @@ struct Machine {
 }
 
 impl Machine {
-    fn test(
-        &self,
-        programs: &[&Built],
-        built: &[Built],
-        filter: &[String],
-        report: &mut Report,
-    ) -> Result<()> {
-        let image = image::make(programs, built, filter)?;
+    fn test(&self, programs: &[Program<'_>], built: &[Built], report: &mut Report) -> Result<()> {
+        let products: Vec<&Built> = built
+            .iter()
+            .filter(|built| built.kind == "bin" && !built.test && PRODUCTS.contains(&built.package.as_str()))
+            .collect();
+        let image = image::make(programs, &products)?;
         let outcome = run::machine(&self.kernel, &image, self.limit, self.show)?;
         println!(
             "booted in {:.1} s, ran for {:.1} s",
@@ -126,7 +152,7 @@ impl Machine {
             outcome.took.as_secs_f64()
         );
         for (index, program) in programs.iter().enumerate() {
-            let title = format!("cgroup v2: {}", program.title());
+            let title = format!("cgroup v2: {}", program.built.title());
             let Some(ran) = outcome.ran.iter().find(|ran| ran.index == index) else {
                 println!("{title}: never ended");
                 report.add_one(&title, false);
