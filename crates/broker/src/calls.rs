@@ -167,7 +167,13 @@ impl Broker {
         true
     }
 
-    pub(crate) fn propose_call(&mut self, caller: Caller, reply: Option<ReplyId>, call: CallId, command: Command) {
+    pub(crate) fn propose_call(
+        &mut self,
+        caller: Caller,
+        reply: Option<ReplyId>,
+        call: CallId,
+        command: Command,
+    ) {
         let key = (call.seq > 0).then_some((call.session, call.seq));
         let waiting = Waiting { replies: reply.into_iter().collect(), then: Then::Call { key } };
         let tag = self.propose(caller, command, waiting);

@@ -7,8 +7,8 @@ use proffer_types::command::Answer;
 use proffer_types::event::Group;
 use proffer_types::image::{Meta, STATE_VERSION};
 use proffer_types::{
-    Agent, AgentId, Caller, ClusterId, ClusterTime, ExecutorId, Framework, FrameworkId, LaunchId, MasterId, RequestId,
-    SessionId, SpecDigest, Task, TaskId, TaskSpec,
+    Agent, AgentId, Caller, ClusterId, ClusterTime, ExecutorId, Framework, FrameworkId, LaunchId, MasterId,
+    RequestId, SessionId, SpecDigest, Task, TaskId, TaskSpec,
 };
 
 use crate::table::{Keys, Lookup, Table};
@@ -334,7 +334,9 @@ impl Registry {
         let mut orders = Vec::new();
         for task in self.launches_on_agent(agent) {
             // The numbers of a group's members follow one another as their launches do.
-            let last_of_group = |group: Group| task.agent_seq + (group.first.0 + u64::from(group.size) - 1) - task.launch_id.0;
+            let last_of_group = |group: Group| {
+                task.agent_seq + (group.first.0 + u64::from(group.size) - 1) - task.launch_id.0
+            };
             if task.group.map_or(task.agent_seq, last_of_group) > after_seq {
                 orders.push(Order::Launch { agent_seq: task.agent_seq, launch: task.launch_id });
             }

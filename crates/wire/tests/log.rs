@@ -466,8 +466,8 @@ impl Dice {
             kind: LaunchKind::Task,
         };
         if self.later {
-            image.group =
-                self.maybe(|dice| Group { first: LaunchId(1 + dice.below(99)), size: 1 + dice.below(9) as u32 });
+            image.group = self
+                .maybe(|dice| Group { first: LaunchId(1 + dice.below(99)), size: 1 + dice.below(9) as u32 });
             image.kind = match self.below(3) {
                 0 => LaunchKind::Task,
                 1 => LaunchKind::Executor(ExecutorId::new(image.task_id.as_str()).unwrap()),
@@ -656,7 +656,8 @@ fn a_record_has_the_lowest_version_that_has_all_it_uses() {
     let mut dice = Dice { state: 5, later: false };
     assert!((0..FIRST_COMMANDS).all(|kind| version(&dice.entry(kind)) == 1));
     let mut dice = Dice::new(5);
-    let later = (0..50).map(|_| dice.entry(9)).find(|entry| version(entry) == 2).expect("an accept with a group");
+    let later =
+        (0..50).map(|_| dice.entry(9)).find(|entry| version(entry) == 2).expect("an accept with a group");
     // One that says less than it uses was not written by any version of this program.
     let mut entry = pb::Entry::decode(&*to_proto::entry(&later)).unwrap();
     entry.version = 1;

@@ -4,9 +4,9 @@ use proffer_broker::Lost;
 use proffer_types::call::Call;
 use proffer_types::command::{Ack, AdminId, CallId, Rejection};
 use proffer_types::event::{AgentOrder, FrameworkEvent, Refused, StreamEnd};
-use proffer_types::{FrameworkState, Reason, RequestId, Role, TaskId, TaskState};
+use proffer_types::{FrameworkInfo, FrameworkState, Reason, RequestId, Role, TaskId, TaskState};
 
-use crate::harness::Harness;
+use crate::harness::{Harness, TestFramework};
 
 #[test]
 fn a_framework_that_stays_away_is_completed_and_its_tasks_end() {
@@ -258,4 +258,50 @@ fn a_session_is_resumed_as_it_was_opened() {
     let opened = h.call(next.subscribe(Some(fw.id), None));
     assert!(h.answers[&opened].is_ok());
     assert_eq!(h.registry.framework(fw.id).unwrap().info.roles, fw.info.roles);
+}
+
+#[test]
+fn a_role_that_is_left_loses_its_offers_and_no_other_does() {
+    let mut h = Harness::new();
+    let mut framework = h.framework(&["a", "b", "c"]);
+    let TestFramework { id, session, .. } = framework;
+    let c = vec![Role::new("c").expect("c")];
+    h.call(Call::Suppress { framework: id, session, roles: c });
+    for _ in 0..2 {
+        h.agent("cpus:4;mem:4GiB");
+    }
+    let offers = h.offers(&framework);
+    let of = |role: &str| offers.iter().find(|o| o.role.as_str() == role).map(|o| o.id).expect("an offer");
+    let (a, b) = (of("a"), of("b"));
+    framework.info.roles = ["b", "c"].map(|role| Role::new(role).expect(role)).into();
+    framework.info.name = "renamed".into();
+    let call = framework.call_id();
+    let reply = h.call(Call::UpdateFramework { call, info: framework.info.clone() });
+    assert!(h.answers[&reply].is_ok());
+    assert_eq!(h.registry.framework(id).expect("the framework").info, framework.info);
+    let events = h.take_events(&framework);
+    assert_eq!(events[0], FrameworkEvent::Rescind(vec![a]), "{events:?}");
+    assert!(h.broker.offers().any(|live| live.offer.id == b));
+    // What was rescinded is offered again, but not in the role that is suppressed still.
+    h.pass(200);
+    let roles: Vec<String> = h.broker.offers().map(|live| live.offer.role.to_string()).collect();
+    assert_eq!(roles, ["b", "b"]);
+    // Whoever resumes brings what was said last.
+    framework.connection = h.connection();
+    let reply = h.call(framework.subscribe(Some(id), Some(session)));
+    assert!(h.answers[&reply].is_ok(), "{:?}", h.answers[&reply]);
+}
+
+#[test]
+fn the_user_of_a_framework_stays() {
+    let mut h = Harness::new();
+    let mut framework = h.framework(&["a"]);
+    let info = FrameworkInfo { user: "root".into(), ..framework.info.clone() };
+    let call = framework.call_id();
+    let reply = h.call(Call::UpdateFramework { call, info });
+    let field = match &h.answers[&reply] {
+        Err(Refused::Invalid { field, .. }) => field.as_str(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(field, "info.user");
 }

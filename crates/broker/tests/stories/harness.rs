@@ -323,7 +323,11 @@ impl TestAgent {
         Box::new(Hello {
             agent,
             instance: self.instance,
-            info: AgentInfo { resources: self.resources.clone(), ..AgentInfo::default() },
+            info: AgentInfo {
+                resources: self.resources.clone(),
+                features: ["task_group", "executor"].map(str::to_owned).into(),
+                ..AgentInfo::default()
+            },
             boot_id: BootId(1),
             last_seq: self.last_seq,
             digest: proffer_types::agent::holdings_digest([]),

@@ -48,7 +48,8 @@ impl Step<'_> {
             return Reply { first_launch: LaunchId(0), outcomes, rejected: Some(Rejection::Atomic) };
         }
         // Before the tasks that they run, and so that the launches of all tasks follow one another.
-        let made: Vec<Option<LaunchId>> = made.iter().map(|made| self.launch_executor(framework, made)).collect();
+        let made: Vec<Option<LaunchId>> =
+            made.iter().map(|made| self.launch_executor(framework, made)).collect();
         let mut first_launch = LaunchId(0);
         let mut placed = placed.into_iter();
         for (part, operation, batches) in &operations {
@@ -77,7 +78,8 @@ impl Step<'_> {
     }
 
     fn launch_executor(&mut self, framework: FrameworkId, made: &Made<'_>) -> Option<LaunchId> {
-        let task_id = TaskId::new(made.id.as_str()).expect("names of tasks and executors have the same rules");
+        let task_id =
+            TaskId::new(made.id.as_str()).expect("names of tasks and executors have the same rules");
         let task = TaskLaunch { task_id, name: String::new(), env: Default::default(), array: None };
         let common = Common { framework, agent: made.agent, role: made.role, spec: &made.spec };
         self.launch(&common, &task, None, LaunchKind::Executor(made.id.clone()))
@@ -129,7 +131,13 @@ impl Step<'_> {
         }
         self.state.index_task(&record);
         self.state.tasks.insert(launch_id, record);
-        self.tell(Change::TaskLaunched { launch: launch_id, framework, role: role.clone(), agent, resources });
+        self.tell(Change::TaskLaunched {
+            launch: launch_id,
+            framework,
+            role: role.clone(),
+            agent,
+            resources,
+        });
         Some(launch_id)
     }
 

@@ -127,7 +127,11 @@ impl Step<'_> {
     }
 
     /// If the framework is disconnected, its deadline begins anew.
-    pub(super) fn update_framework(&mut self, id: FrameworkId, info: &FrameworkInfo) -> Result<(), Rejection> {
+    pub(super) fn update_framework(
+        &mut self,
+        id: FrameworkId,
+        info: &FrameworkInfo,
+    ) -> Result<(), Rejection> {
         let now = self.now();
         let framework = self.state.frameworks.get_mut(&id).ok_or(Rejection::UnknownFramework)?;
         if framework.info.user != info.user {

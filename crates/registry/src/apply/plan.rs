@@ -131,7 +131,8 @@ impl<'s, 'a> Plan<'s, 'a> {
         outcomes: &mut Vec<Result<Runner, Refusal>>,
     ) {
         let before = (remaining.clone(), self.agents.get(&part.agent).cloned(), self.tasks, self.spec_bytes);
-        let knows_groups = self.state.agent(part.agent).is_none_or(|agent| knows(agent, features::TASK_GROUP));
+        let knows_groups =
+            self.state.agent(part.agent).is_none_or(|agent| knows(agent, features::TASK_GROUP));
         let mut group: Vec<Result<Runner, Refusal>> = Vec::with_capacity(batches.len());
         let mut new_specs = Vec::new();
         for batch in batches {
@@ -215,11 +216,7 @@ impl<'s, 'a> Plan<'s, 'a> {
     }
 
     /// Who will run the task, and what is to be made for it.
-    fn runner(
-        &self,
-        part: &'a AcceptPart,
-        batch: &Batch<'a>,
-    ) -> Result<(Runner, Option<Made<'a>>), Refusal> {
+    fn runner(&self, part: &'a AcceptPart, batch: &Batch<'a>) -> Result<(Runner, Option<Made<'a>>), Refusal> {
         let Some((id, spec)) = batch.executor else { return Ok((Runner::Agent, None)) };
         let same = |digest| if digest == spec.digest { Ok(()) } else { Err(Refusal::ExecutorDiffers) };
         if let Some(number) = self.executors.get(&(part.agent, id)) {

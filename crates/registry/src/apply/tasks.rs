@@ -84,7 +84,8 @@ impl Step<'_> {
             task.started_wall_ms.get_or_insert(wall_ms);
         }
         if !acknowledged {
-            let latest_check = |last: &Status| last.is_check() && status.is_check() && last.state == status.state;
+            let latest_check =
+                |last: &Status| last.is_check() && status.is_check() && last.state == status.state;
             if task.pending.last().is_some_and(latest_check) {
                 task.pending.pop();
             }

@@ -89,9 +89,11 @@ impl Registry {
         let over = task.is_terminal() && task.pending.is_empty();
         ensure("a task that is terminal and acknowledged is history", !over, || format!("{id:?}"))?;
         let acknowledged = task.is_executor() || self.acknowledges_for(task.framework);
-        ensure("nothing is pending where the cluster acknowledges", !acknowledged || task.pending.is_empty(), || {
-            format!("{id:?}")
-        })
+        ensure(
+            "nothing is pending where the cluster acknowledges",
+            !acknowledged || task.pending.is_empty(),
+            || format!("{id:?}"),
+        )
     }
 
     /// Groups and executors.
@@ -102,7 +104,8 @@ impl Registry {
             let inside = place < u64::from(group.size) && task.kind == LaunchKind::Task;
             ensure("a group is of tasks that follow one another", inside, || format!("{id:?}: {group:?}"))?;
             for other in group.launches().filter_map(|launch| self.task(launch)) {
-                let same = (task.framework, task.agent, task.group) == (other.framework, other.agent, other.group)
+                let same = (task.framework, task.agent, task.group)
+                    == (other.framework, other.agent, other.group)
                     && task.agent_seq + other.launch_id.0 == other.agent_seq + id.0;
                 ensure("a group is in one place", same, || format!("{id:?}, {:?}", other.launch_id))?;
             }
@@ -118,7 +121,8 @@ impl Registry {
             LaunchKind::TaskOf(executor) => {
                 let Some(by) = self.task(*executor) else { return Ok(()) };
                 let described = task.spec.executor.as_ref().is_some_and(|described| {
-                    by.kind == LaunchKind::Executor(described.id.clone()) && by.digest == described.spec.digest()
+                    by.kind == LaunchKind::Executor(described.id.clone())
+                        && by.digest == described.spec.digest()
                 });
                 let here = (task.framework, task.agent) == (by.framework, by.agent);
                 ensure("a task's executor is the one it describes", described && here, || {

@@ -7,7 +7,8 @@ use super::*;
 fn accept(lab: &mut Lab, framework: FrameworkId, agent: AgentId, launch: Launch) -> Vec<Option<Refusal>> {
     let free = lab.agent_record(agent).free().expect("no more is used than there is");
     let operations = vec![Operation::Launch(launch)];
-    let changes = lab.accept(framework, vec![AcceptPart { agent, role: Role::star(), offered: free, operations }]);
+    let changes =
+        lab.accept(framework, vec![AcceptPart { agent, role: Role::star(), offered: free, operations }]);
     answer(&changes).outcomes.clone()
 }
 

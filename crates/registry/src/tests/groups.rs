@@ -99,7 +99,10 @@ fn a_group_that_was_cut_by_an_absence_does_not_start() {
     assert_eq!(lab.task(a).kill.map(|kill| kill.reason), Some(Reason::GroupNotStarted));
     // It hears again that there were to be three, and that this one shall end.
     let orders = lab.registry.orders_for(agent, 1);
-    assert!(matches!(orders[..], [Order::Launch { .. }, Order::Kill { launch, .. }] if launch == a), "{orders:?}");
+    assert!(
+        matches!(orders[..], [Order::Launch { .. }, Order::Kill { launch, .. }] if launch == a),
+        "{orders:?}"
+    );
 }
 
 #[test]

@@ -22,9 +22,9 @@ use proffer_types::command::{
 use proffer_types::container::ExecutorSpec;
 use proffer_types::image::Segment;
 use proffer_types::{
-    Agent, AgentId, AgentInfo, BootId, Caller, ClusterId, ClusterTime, ExecutorId, Framework, FrameworkId, FrameworkInfo,
-    FrameworkState, LaunchId, MasterId, Reason, RequestId, Resources, Role, SessionId, Source, Status, Task,
-    TaskId, TaskLaunch, TaskSpec, TaskState,
+    Agent, AgentId, AgentInfo, BootId, Caller, ClusterId, ClusterTime, ExecutorId, Framework, FrameworkId,
+    FrameworkInfo, FrameworkState, LaunchId, MasterId, Reason, RequestId, Resources, Role, SessionId, Source,
+    Status, Task, TaskId, TaskLaunch, TaskSpec, TaskState,
 };
 
 use crate::{Change, Order, Registry};
@@ -275,12 +275,7 @@ fn group(members: Vec<(TaskSpec, &str)>) -> Operation {
 /// A task for an executor, which holds `executor`.
 fn run_by(executor: &str, name: &str, resources: &str) -> TaskSpec {
     let executor = ExecutorSpec { id: ExecutorId::new(name).expect(name), spec: Arc::new(spec(executor)) };
-    TaskSpec {
-        argv: Vec::new(),
-        executor: Some(executor),
-        needs: vec!["executor".into()],
-        ..spec(resources)
-    }
+    TaskSpec { argv: Vec::new(), executor: Some(executor), needs: vec!["executor".into()], ..spec(resources) }
 }
 
 fn part(agent: AgentId, offered: &str, launches: Vec<Launch>) -> AcceptPart {

@@ -101,10 +101,8 @@ fn part(
         let at = at.item("operations", i);
         operations.extend(match operation.operation {
             // A member that this version does not know is dropped as the message is decoded.
-            None => problems.unsupported(
-                at,
-                "this operation is not known to this version; known: launch, launch_group",
-            ),
+            None => problems
+                .unsupported(at, "this operation is not known to this version; known: launch, launch_group"),
             Some(Given::Launch(given)) => launch(given, &at.field("launch"), problems).map(Operation::Launch),
             Some(Given::LaunchGroup(given)) => {
                 group(given, &at.field("launch_group"), problems).map(Operation::LaunchGroup)

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use proffer_types::call::AcceptCallPart;
 use proffer_types::command::{Ack, CallId, Operation};
-use proffer_types::{AgentId, ExecutorId, FrameworkId, FrameworkInfo, OfferId, RequestId, Role, SessionId, TaskId};
+use proffer_types::{
+    AgentId, ExecutorId, FrameworkId, FrameworkInfo, OfferId, RequestId, Role, SessionId, TaskId,
+};
 
 use super::{framework_info, offer_id, sixteen, task_launch, task_spec};
 use crate::scheduler::v1 as pb;

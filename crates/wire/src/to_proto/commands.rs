@@ -1,9 +1,9 @@
 //! Entries of the replicated log. The rules of their encoding are in `log.proto`.
 
-use proffer_types::{TaskLaunch, TaskSpec};
 use proffer_types::command::{
     AcceptPart, AdminId, Attach, Command, CompletionReason, Entry, Held, Operation, Refusal,
 };
+use proffer_types::{TaskLaunch, TaskSpec};
 use prost::Message;
 
 use super::records::{
@@ -157,13 +157,11 @@ fn body(command: &Command) -> Body {
             call: Some(call_id(call)),
             info: Some(framework_info(info)),
         }),
-        Command::ShutdownExecutor { call, agent, executor } => {
-            Body::ShutdownExecutor(pb::ShutdownExecutor {
-                call: Some(call_id(call)),
-                agent: agent.0,
-                executor: executor.as_str().into(),
-            })
-        }
+        Command::ShutdownExecutor { call, agent, executor } => Body::ShutdownExecutor(pb::ShutdownExecutor {
+            call: Some(call_id(call)),
+            agent: agent.0,
+            executor: executor.as_str().into(),
+        }),
         Command::Statuses { agent, attachment, statuses } => Body::Statuses(pb::Statuses {
             agent: agent.0,
             attachment: *attachment,
