@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use proffer_containerizer::Users;
 use proffer_settings::{Problems, Reader, parse_address, parse_bool, parse_dir};
 use proffer_telemetry::Format;
+use proffer_types::limits::{EXECUTOR_REGISTRATION_MS, KILL_GRACE_MAX_MS};
 use proffer_types::resources::parse_milli;
 use proffer_types::{AttributeValue, Resources};
 
@@ -53,6 +55,24 @@ pub struct Flags {
     /// [default: none]
     #[arg(long, env = "PROFFER_TASK_USERS", value_name = "USER,…")]
     task_users: Option<String>,
+    /// Whether a task that does not say has user ids of its own: root inside is nobody outside, and any user may be
+    /// asked for [default: off]
+    #[arg(long, env = "PROFFER_USER_NAMESPACES", value_name = "on|off")]
+    user_namespaces: Option<String>,
+    /// The first of the user and group ids that are tasks' own; they must be nobody else's [default: 1048576]
+    #[arg(long, env = "PROFFER_ID_BASE", value_name = "ID")]
+    id_base: Option<String>,
+    /// How many tasks may have 65,536 ids of their own at once; 0 if none may [default: 4096]
+    #[arg(long, env = "PROFFER_ID_RANGES", value_name = "N")]
+    id_ranges: Option<String>,
+    /// Profiles of system calls that tasks may name: NAME.json in the format of OCI or Docker [default:
+    /// /etc/proffer/seccomp if it is there]
+    #[arg(long, env = "PROFFER_SECCOMP_PROFILES", value_name = "DIR")]
+    seccomp_profiles: Option<String>,
+    /// How long an executor of a framework may be without a connection, after its start or later, before it is ended
+    /// [default: 60s]
+    #[arg(long, env = "PROFFER_EXECUTOR_REGISTRATION_TIMEOUT", value_name = "DURATION")]
+    executor_registration_timeout: Option<String>,
     /// Serve diagnostics on an address that is not loopback, to whoever can reach it
     #[arg(long, env = "PROFFER_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
     insecure: Option<String>,
@@ -106,6 +126,12 @@ pub struct Config {
     pub executor: Option<PathBuf>,
     /// Users that tasks may run as beside `nobody`; `*` for all but root.
     pub task_users: BTreeSet<String>,
+    /// How long an executor may be without a connection (milliseconds).
+    pub executor_registration_ms: u64,
+    /// The user ids of tasks that have their own.
+    pub users: Users,
+    /// Where the profiles of system calls are, if not at the usual place.
+    pub seccomp_profiles: Option<PathBuf>,
     /// Whether diagnostics may be served on an address that is not loopback.
     pub insecure: bool,
     /// What to log.
@@ -144,6 +170,15 @@ impl Config {
             cgroup_root: reader.get("cgroup-root", parse_dir),
             executor: reader.get("executor", |text| Ok(PathBuf::from(text))),
             task_users: reader.get("task-users", |text| Ok(parse_users(text))).unwrap_or_default(),
+            executor_registration_ms: reader
+                .get("executor-registration-timeout", parse_duration_ms)
+                .unwrap_or(defaults.executor_registration_ms),
+            users: Users {
+                private: reader.get("user-namespaces", parse_on).unwrap_or(defaults.users.private),
+                base: reader.get("id-base", parse_number).unwrap_or(defaults.users.base),
+                ranges: reader.get("id-ranges", parse_number).unwrap_or(defaults.users.ranges),
+            },
+            seccomp_profiles: reader.get("seccomp-profiles", parse_dir),
             insecure: reader.get("insecure", parse_bool).unwrap_or(false),
             log: reader
                 .get("log", |text| match proffer_telemetry::check(text) {
@@ -165,6 +200,14 @@ impl Config {
                 "listen: {} is not a loopback address, and what is served there names every task of this node to \
                  whoever can reach it: listen on 127.0.0.1, or say --insecure if the network is yours alone",
                 self.listen
+            ));
+        }
+        if !self.users.fits() {
+            reader.problem(format!(
+                "id-base, id-ranges: {} ranges of {range} ids from {} are not all from {range} to 4294967294",
+                self.users.ranges,
+                self.users.base,
+                range = Users::RANGE
             ));
         }
         if self.work_dir == self.runtime_dir {
@@ -189,6 +232,9 @@ impl Default for Config {
             cgroup_root: None,
             executor: None,
             task_users: BTreeSet::new(),
+            executor_registration_ms: EXECUTOR_REGISTRATION_MS,
+            users: Users::default(),
+            seccomp_profiles: None,
             insecure: false,
             log: proffer_telemetry::DEFAULT_FILTER.into(),
             log_format: Format::Text,
@@ -210,12 +256,31 @@ impl Flags {
             ("cgroup-root", &self.cgroup_root),
             ("executor", &self.executor),
             ("task-users", &self.task_users),
+            ("user-namespaces", &self.user_namespaces),
+            ("id-base", &self.id_base),
+            ("id-ranges", &self.id_ranges),
+            ("seccomp-profiles", &self.seccomp_profiles),
+            ("executor-registration-timeout", &self.executor_registration_timeout),
             ("insecure", &self.insecure),
             ("log", &self.log),
             ("log-json", &self.log_json),
         ]
         .map(|(key, value)| (key, value.as_deref()))
         .into()
+    }
+}
+
+/// Reads `500ms`, `10s`, `5m`: at least a second's tenth, at most a day.
+fn parse_duration_ms(text: &str) -> Result<u64, String> {
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+    let read = units.into_iter().find_map(|(unit, ms)| {
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(ms)
+    });
+    match read {
+        Some(ms) if (100..=KILL_GRACE_MAX_MS).contains(&ms) => Ok(ms),
+        Some(_) => Err(format!("`{text}` is not between 100ms and 24h")),
+        None => Err(format!("`{text}` is not a duration such as 500ms, 10s or 5m")),
     }
 }
 
@@ -227,6 +292,18 @@ fn parse_masters(text: &str) -> Result<Vec<String>, String> {
 
 fn parse_users(text: &str) -> BTreeSet<String> {
     text.split(',').map(str::trim).filter(|user| !user.is_empty()).map(str::to_owned).collect()
+}
+
+fn parse_on(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(format!("`{text}` is neither on nor off")),
+    }
+}
+
+fn parse_number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("`{text}` is not a number from 0 to 4294967295"))
 }
 
 fn parse_containerizer(text: &str) -> Result<Containerizer, String> {
@@ -279,6 +356,14 @@ mod tests {
         assert!(config.task_users.contains("daemon") && config.task_users.contains("*"));
         assert_eq!(config.log_format, Format::Json);
         assert_eq!(config.listen.port(), 5051);
+        let timeout = |text| {
+            resolve(&["--executor-registration-timeout", text], "").map(|c| c.executor_registration_ms)
+        };
+        assert_eq!(timeout("2m").unwrap(), 120_000);
+        assert_eq!(timeout("500ms").unwrap(), 500);
+        for wrong in ["5", "1ms", "25h", "s", "99999999999999999999h"] {
+            assert!(timeout(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(resolve(&[], "").unwrap(), Config::default());
     }
 
@@ -310,6 +395,16 @@ mod tests {
         assert!(problems.contains("loopback"), "{problems}");
         assert!(resolve(&["--listen", "0.0.0.0:5051", "--insecure"], "").is_ok());
         assert!(resolve(&["--listen", "[::1]:5051"], "").is_ok());
+    }
+
+    #[test]
+    fn ranges_of_user_ids_must_exist() {
+        let on = resolve(&["--user-namespaces", "on", "--id-base", "65536"], "id-ranges = 10\n").unwrap();
+        assert_eq!(on.users, Users { private: true, base: 65_536, ranges: 10 });
+        for wrong in [&["--id-base", "1000"][..], &["--id-ranges", "65536"], &["--user-namespaces", "maybe"]]
+        {
+            assert!(resolve(wrong, "").is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -8,8 +8,10 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::core::Core;
+use crate::core::{Core, ExecutorRefusal};
+use crate::data::Wish;
 use crate::effects::{Error, Hands, Stream};
+use crate::executors::{Answer, Ears, Refusal, Said, Served};
 use crate::recover::Store;
 use crate::session::{self, Order};
 
@@ -98,6 +100,11 @@ pub struct Driver {
     session: mpsc::Receiver<session::Event>,
     container: mpsc::UnboundedReceiver<containers::Event>,
     questions: mpsc::Receiver<Question>,
+    /// What data connections ask for.
+    wished: mpsc::Receiver<Wish>,
+    executors: Ears,
+    /// Answers to executors that wait until what they depend on is written down.
+    answers: Vec<(Answer<()>, Result<(), Refusal>)>,
     wanted: watch::Sender<bool>,
     begun: Instant,
 }
@@ -116,9 +123,12 @@ impl Driver {
         let (wanted, wish) = watch::channel(false);
         tokio::spawn(session::Worker::new(masters, to_driver, wish).run());
         let (ask, questions) = mpsc::channel(QUESTIONS_QUEUED);
-        let hands = Hands::new(store, containerizer);
+        let (served, executors) = Served::new();
+        let (hands, wished) = Hands::new(store, containerizer, served);
         let begun = Instant::now();
-        let driver = Self { core, hands, session, container, questions, wanted, begun };
+        let answers = Vec::new();
+        let driver =
+            Self { core, hands, session, container, questions, wished, executors, answers, wanted, begun };
         (driver, Handle { questions: ask })
     }
 
@@ -129,6 +139,9 @@ impl Driver {
         loop {
             self.look_at_the_clock();
             self.hands.perform(&mut self.core)?;
+            for (answer, result) in self.answers.drain(..) {
+                let _ = answer.send(result);
+            }
             // A stream that the core has given up is closed before another is sought.
             let wanted = self.core.wants_session() || self.hands.stream.is_some();
             self.wanted.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
@@ -149,6 +162,21 @@ impl Driver {
                         self.on_container(event);
                     }
                 }
+                Some(said) = self.executors.said.recv() => {
+                    self.look_at_the_clock();
+                    self.on_said(said);
+                    for _ in 1..BATCH {
+                        let Ok(said) = self.executors.said.try_recv() else { break };
+                        self.on_said(said);
+                    }
+                }
+                Some((executor, stream)) = self.executors.lost.recv() => {
+                    self.look_at_the_clock();
+                    tracing::debug!(launch.id = executor.0, "an executor's stream has ended");
+                    self.hands.served.close(executor, stream);
+                    self.core.on_executor_lost(executor, stream);
+                }
+                Some(wish) = self.wished.recv() => self.hands.grant(&self.core, wish),
                 Some(question) = self.questions.recv() => match question {
                     Question::View(reply) => drop(reply.send(self.view())),
                     Question::Stop => return Ok(()),
@@ -211,6 +239,9 @@ impl Driver {
 
     fn on_container(&mut self, event: containers::Event) {
         match &event {
+            containers::Event::Ended { launch, .. } | containers::Event::LaunchFailed { launch, .. } => {
+                self.hands.wakers.ended(*launch);
+            }
             containers::Event::Recovered => {
                 tracing::info!("everything an earlier life left is accounted for")
             }
@@ -223,6 +254,47 @@ impl Driver {
             _ => {}
         }
         self.core.on_container_event(event);
+    }
+
+    fn on_said(&mut self, said: Said) {
+        match said {
+            Said::Subscribe { executor, launches, events, answer } => {
+                let stream = self.hands.served.open(executor, events);
+                let taken = self.core.on_executor_subscribed(executor, stream, &launches);
+                tracing::info!(
+                    launch.id = executor.0,
+                    launches = launches.len(),
+                    ?taken,
+                    "an executor subscribes"
+                );
+                if taken.is_err() {
+                    self.hands.served.close(executor, stream);
+                }
+                // What is to be in the stream is put there when it is written down; that it is open may be said now.
+                let _ = answer.send(taken.map(|()| stream).map_err(Refusal::Core));
+            }
+            Said::Updates { executor, updates, answer } => {
+                let taken = self.core.on_executor_updates(executor, updates);
+                if let Err(why @ ExecutorRefusal::Misbehaved(_)) = &taken {
+                    tracing::warn!(launch.id = executor.0, %why, "an executor breaks the protocol");
+                }
+                self.answers.push((answer, taken.map_err(Refusal::Core)));
+            }
+            Said::Message { executor, data, answer } => {
+                let taken = match self.hands.has_room() {
+                    true => self.core.on_executor_message(executor, data).map_err(Refusal::Core),
+                    false => Err(Refusal::Full),
+                };
+                self.answers.push((answer, taken));
+            }
+            Said::Peer { executor, pid, answer } => {
+                let _ = answer.send(self.hands.containerizer.holds(executor, pid));
+            }
+            Said::Listen(executor) => {
+                let containerizer = self.hands.containerizer.as_mut();
+                self.hands.served.listen_again(executor, containerizer);
+            }
+        }
     }
 
     fn view(&self) -> View {

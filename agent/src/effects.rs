@@ -1,10 +1,12 @@
 //! Does what the core asks for, strictly in order.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proffer_containerizer::{Containerizer, InstanceId};
-use proffer_types::event::{AgentReport, LaunchOrder};
+use proffer_types::event::{AgentReport, DataAction, LaunchKind, LaunchOrder};
+use proffer_types::executor::ExecutorEvent;
 use proffer_types::{CellTag, LaunchId};
 use proffer_wire::agent::v1 as pb;
 use proffer_wire::to_proto;
@@ -12,15 +14,20 @@ use prost::Message;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::core::{Core, Effect, Fatal, Place, Record, container_spec};
-use crate::data::{self, Ticket};
+use crate::core::{Core, Effect, Fatal, Place, Record, container_spec, executor_task};
+use crate::data::{self, Ticket, Wakers, Wish};
+use crate::executors::Served;
 use crate::recover::{self, Store};
 
 /// Most reports in a message, and about most bytes: masters refuse messages over 256 KiB.
 const REPORTS_MAX: usize = 256;
 const MESSAGE_BYTES: usize = 128 << 10;
-/// Readers of output that are served at once.
-const READERS_MAX: usize = 64;
+/// Operators that are served at once, readers of output among them.
+const READERS_MAX: usize = 128;
+/// And those that are told that there are too many.
+const REFUSALS_MAX: usize = 8;
+/// What data connections ask of the driver before they wait.
+const WISHES_QUEUED: usize = 64;
 
 /// Why the agent ends.
 #[derive(Debug, thiserror::Error)]
@@ -47,15 +54,42 @@ pub(crate) struct Hands {
     pub(crate) store: Store,
     pub(crate) containerizer: Box<dyn Containerizer>,
     pub(crate) stream: Option<Stream>,
+    /// The executors that are served.
+    pub(crate) served: Served,
     readers: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    /// Wakes readers of output.
+    pub(crate) wakers: Wakers,
+    wishes: mpsc::Sender<Wish>,
     /// Reports that wait for the end of the batch.
     reports: Vec<AgentReport>,
 }
 
 impl Hands {
-    pub(crate) fn new(store: Store, containerizer: Box<dyn Containerizer>) -> Self {
-        let readers = Arc::new(Semaphore::new(READERS_MAX));
-        Self { store, containerizer, stream: None, readers, reports: Vec::new() }
+    pub(crate) fn new(
+        store: Store,
+        containerizer: Box<dyn Containerizer>,
+        served: Served,
+    ) -> (Self, mpsc::Receiver<Wish>) {
+        let (wishes, wished) = mpsc::channel(WISHES_QUEUED);
+        let hands = Self {
+            store,
+            containerizer,
+            stream: None,
+            served,
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+            wakers: Wakers::new(),
+            wishes,
+            reports: Vec::new(),
+        };
+        (hands, wished)
+    }
+
+    /// Whether the master has room for what may be lost: what must not be lost comes first.
+    pub(crate) fn has_room(&self) -> bool {
+        let half = |stream: &Stream| stream.outbound.capacity() > stream.outbound.max_capacity() / 2;
+        self.stream.as_ref().is_none_or(half) && self.reports.len() < REPORTS_MAX
     }
 
     /// Does everything that the core wants done by now. After an error nothing more may be done.
@@ -98,13 +132,21 @@ impl Hands {
                 self.containerizer.recover(known);
             }
             Effect::Launch { order, instance } => self.launch(core, &order, instance),
+            Effect::LaunchGroup { orders, instance } => self.launch_group(core, &orders, instance),
+            Effect::Listen(executor) => self.served.listen(executor, self.containerizer.as_mut()),
+            Effect::EndListening(executor) => self.served.end(executor),
+            Effect::Hand { executor, orders } => self.hand(core, executor, &orders),
+            Effect::ToExecutor { executor, event } => self.served.tell(executor, &event),
+            Effect::Resize { launch, cpus_milli, memory_bytes } => {
+                self.containerizer.resize(launch, cpus_milli, memory_bytes);
+            }
             Effect::Kill { launch, grace_ms } => {
                 tracing::info!(launch.id = launch.0, grace_ms, "ending a task");
                 self.containerizer.kill(launch, grace_ms);
             }
             Effect::Forget(launch) => self.containerizer.forget(launch),
-            Effect::OpenData { ticket, principal, launch, expires_ms } => {
-                self.open_data(ticket, &principal, launch, expires_ms);
+            Effect::OpenData { ticket, principal, action, launch, expires_ms } => {
+                self.open_data(core, ticket, &principal, action, launch, expires_ms);
             }
             Effect::Reconnect(why) => {
                 self.flush(core);
@@ -118,35 +160,116 @@ impl Hands {
     }
 
     fn launch(&mut self, core: &Core, order: &LaunchOrder, instance: InstanceId) {
+        let spec = self.in_place(core, order, Some(instance), |place| container_spec(order, instance, place));
+        tracing::info!(launch.id = order.launch.0, task.id = %order.task_id, "starting a task");
+        self.containerizer.launch(spec);
+    }
+
+    fn launch_group(&mut self, core: &Core, orders: &[LaunchOrder], instance: InstanceId) {
+        let spec = |order: &LaunchOrder| {
+            self.in_place(core, order, Some(instance), |place| container_spec(order, instance, place))
+        };
+        let specs = orders.iter().map(spec).collect();
+        if let Some(first) = orders.first() {
+            tracing::info!(launch.id = first.launch.0, tasks = orders.len(), "starting a group of tasks");
+        }
+        self.containerizer.launch_group(specs);
+    }
+
+    fn hand(&mut self, core: &Core, executor: LaunchId, orders: &[LaunchOrder]) {
+        let task =
+            |order: &LaunchOrder| self.in_place(core, order, None, |place| executor_task(order, place));
+        let tasks = orders.iter().map(task).collect();
+        tracing::info!(launch.id = executor.0, tasks = orders.len(), "handing tasks to an executor");
+        self.served.tell(executor, &ExecutorEvent::Launch(tasks));
+    }
+
+    /// Says of the place where a launch runs what it must know of it.
+    fn in_place<T>(
+        &self,
+        core: &Core,
+        order: &LaunchOrder,
+        instance: Option<InstanceId>,
+        of: impl FnOnce(Place<'_>) -> T,
+    ) -> T {
         let identity = core.identity();
-        let sandbox = self.containerizer.sandbox_path(order.launch);
-        let place = Place {
+        let container = match order.kind {
+            LaunchKind::TaskOf(executor) => executor,
+            LaunchKind::Task | LaunchKind::Executor(_) => order.launch,
+        };
+        let sandbox = self.containerizer.sandbox_path(container);
+        let own = instance.filter(|_| matches!(order.kind, LaunchKind::Executor(_)));
+        let socket = own.map(|instance| self.containerizer.executor_socket(order.launch, instance));
+        let grouped = order.group.filter(|_| instance.is_some());
+        let group = grouped.map(|group| self.containerizer.group_path(group.first));
+        of(Place {
             agent: identity.agent.unwrap_or_default(),
             cell: identity.cluster.map_or_else(CellTag::default, |cluster| cluster.tag()),
             sandbox: &sandbox,
-        };
-        tracing::info!(launch.id = order.launch.0, task.id = %order.task_id, "starting a task");
-        self.containerizer.launch(container_spec(order, instance, place));
+            group: group.as_deref(),
+            executor_socket: socket.as_deref(),
+        })
     }
 
-    fn open_data(&mut self, ticket: [u8; 16], principal: &str, launch: LaunchId, expires_ms: u64) {
+    fn open_data(
+        &self,
+        core: &Core,
+        ticket: [u8; 16],
+        principal: &str,
+        action: DataAction,
+        launch: LaunchId,
+        expires_ms: u64,
+    ) {
         let Some(stream) = &self.stream else { return };
-        let Ok(permit) = Arc::clone(&self.readers).try_acquire_owned() else {
-            tracing::warn!(principal, launch.id = launch.0, "too many readers: one more is not served");
-            return;
+        let (permit, full) = match Arc::clone(&self.readers).try_acquire_owned() {
+            Ok(permit) => (permit, false),
+            // To be told so is worth a connection, but not any number of them.
+            Err(_) => match Arc::clone(&self.refusals).try_acquire_owned() {
+                Ok(permit) => (permit, true),
+                Err(_) => {
+                    return tracing::warn!(principal, launch.id = launch.0, %action, "too many ask at once");
+                }
+            },
         };
-        tracing::debug!(principal, launch.id = launch.0, "bringing a task's output");
+        tracing::debug!(principal, launch.id = launch.0, %action, "dialling for an operator");
+        let container = data::container_of(core, launch);
+        let logs = self.containerizer.logs(container);
+        let tools = data::Tools {
+            logs_dir: logs.dir().map(Path::to_owned),
+            logs,
+            sandbox: self.containerizer.sandbox_dir(container),
+            wakers: self.wakers.clone(),
+            wishes: self.wishes.clone(),
+        };
+        let busy = || data::Refusal::new("BUSY", format!("the agent serves {READERS_MAX} others: try again"));
         let ticket = Ticket {
             ticket,
+            action,
             launch,
             expires: Instant::now() + Duration::from_millis(expires_ms),
             master: stream.address.clone(),
-            logs: self.containerizer.logs(launch),
+            tools: if full { Err(busy()) } else { Ok(tools) },
         };
         tokio::spawn(async move {
             data::serve(ticket).await;
             drop(permit);
         });
+    }
+
+    /// Does what a data connection asks for.
+    pub(crate) fn grant(&mut self, core: &Core, wish: Wish) {
+        let environment = core
+            .launch(match &wish {
+                Wish::Exec { launch, .. } => data::container_of(core, *launch),
+                _ => LaunchId(0),
+            })
+            .and_then(|held| held.order)
+            .map(|order| {
+                self.in_place(core, order, Some(InstanceId(0)), |place| {
+                    container_spec(order, InstanceId(0), place).env
+                })
+            });
+        data::grant(wish, core, self.containerizer.as_mut(), environment);
     }
 
     /// Sends what waits, in few messages. A Hello goes alone, because it names no leadership.

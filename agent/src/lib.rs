@@ -9,6 +9,7 @@ mod data;
 pub mod detect;
 pub mod driver;
 mod effects;
+mod executors;
 pub mod recover;
 pub mod serve;
 mod session;

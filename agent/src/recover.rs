@@ -19,7 +19,7 @@ use std::sync::Arc;
 use proffer_containerizer::InstanceId;
 use proffer_types::event::{AgentOrder, AgentReport};
 use proffer_types::task::KillOrder;
-use proffer_types::{AgentId, BootId, ClusterId, Epoch, LaunchId, RequestId};
+use proffer_types::{AgentId, BootId, ClusterId, Epoch, LaunchId, Reason, RequestId};
 use proffer_wal::{Disk, Log, NewRecord, Options, SyncPolicy, read_sealed, write_sealed};
 use proffer_wire::agent::v1 as pb;
 use proffer_wire::{from_proto, to_proto};
@@ -50,6 +50,9 @@ mod kind {
     /// What follows, up to `REWRITTEN`, replaces all before.
     pub(super) const REWRITE: u8 = 8;
     pub(super) const REWRITTEN: u8 = 9;
+    pub(super) const HANDED: u8 = 10;
+    pub(super) const HEARD: u8 = 11;
+    pub(super) const CONDEMNED: u8 = 12;
 }
 
 const KINDS: &[(u8, u8)] = &[
@@ -62,6 +65,9 @@ const KINDS: &[(u8, u8)] = &[
     (kind::ASSIGNED, 1),
     (kind::REWRITE, 1),
     (kind::REWRITTEN, 1),
+    (kind::HANDED, 1),
+    (kind::HEARD, 1),
+    (kind::CONDEMNED, 1),
 ];
 
 /// Why what an earlier life left cannot be used.
@@ -256,6 +262,11 @@ fn encode(record: &Record) -> (u8, Vec<u8>) {
         Record::Forget(launch) => (kind::FORGET, numbers(&[launch.0])),
         Record::Forgotten(launch) => (kind::FORGOTTEN, numbers(&[launch.0])),
         Record::Assigned { launch, instance } => (kind::ASSIGNED, numbers(&[launch.0, instance.0])),
+        Record::Handed(launch) => (kind::HANDED, numbers(&[launch.0])),
+        Record::Heard { launch, seq } => (kind::HEARD, numbers(&[launch.0, (*seq).into()])),
+        Record::Condemned { launch, reason } => {
+            (kind::CONDEMNED, numbers(&[launch.0, u64::from(reason.number())]))
+        }
     }
 }
 
@@ -283,8 +294,7 @@ fn decode(kind: u8, payload: &[u8]) -> Result<Record, String> {
         }
         kind::KILL => {
             let [launch, agent_seq, grace_ms, reason] = numbers(payload)?;
-            let reason = i32::try_from(reason).ok().and_then(proffer_types::Reason::from_number);
-            let reason = reason.ok_or("no such reason")?;
+            let reason = self::reason(reason)?;
             Ok(Record::Kill { launch: LaunchId(launch), order: KillOrder { grace_ms, agent_seq, reason } })
         }
         kind::SEEN => numbers(payload).map(|[seq]| Record::Seen(seq)),
@@ -294,8 +304,22 @@ fn decode(kind: u8, payload: &[u8]) -> Result<Record, String> {
             launch: LaunchId(launch),
             instance: InstanceId(instance),
         }),
+        kind::HANDED => numbers(payload).map(|[launch]| Record::Handed(LaunchId(launch))),
+        kind::HEARD => {
+            let [launch, seq] = numbers(payload)?;
+            let seq = u32::try_from(seq).map_err(|_| "a number too large".to_owned())?;
+            Ok(Record::Heard { launch: LaunchId(launch), seq })
+        }
+        kind::CONDEMNED => {
+            let [launch, reason] = numbers(payload)?;
+            Ok(Record::Condemned { launch: LaunchId(launch), reason: self::reason(reason)? })
+        }
         _ => Err(format!("kind {kind} is not known")),
     }
+}
+
+fn reason(number: u64) -> Result<Reason, String> {
+    i32::try_from(number).ok().and_then(Reason::from_number).ok_or_else(|| "no such reason".to_owned())
 }
 
 fn numbers<const N: usize>(payload: &[u8]) -> Result<[u64; N], String> {

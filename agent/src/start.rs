@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use proffer_containerizer::{Cause, End, Event, InstanceId, Isolation, KillSent, Options, remove_all};
+use proffer_containerizer::{
+    Cause, End, Event, InstanceId, Isolation, KillSent, Options, SeccompProfiles, remove_all,
+};
 use proffer_telemetry::Level;
 use proffer_types::{AgentInfo, LaunchId};
 use proffer_wal::FsDisk;
@@ -24,6 +26,8 @@ use crate::serve;
 const EXECUTOR: &str = "proffer-executor";
 /// A supervisor that has nothing to do ends after this.
 const SUPERVISOR_IDLE: Duration = Duration::from_secs(60);
+/// Where profiles of system calls are looked for.
+const SECCOMP_PROFILES: &str = "/etc/proffer/seccomp";
 /// How long the end of what an agent has left may take.
 const CLEAN_UP: Duration = Duration::from_secs(30);
 /// What tasks must not see, where it exists, besides the agent's own directories.
@@ -54,7 +58,8 @@ pub async fn run(flags: Flags, config: Config) -> Result<()> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     tracing::info!(resources = %info.resources, isolation = info.isolation, "offering");
-    let core = Core::recover(core::Config { info, boot_id }, found.identity, found.records, fresh_instance());
+    let core_config = core::Config { info, boot_id, registration_ms: config.executor_registration_ms };
+    let core = Core::recover(core_config, found.identity, found.records, fresh_instance());
     let (driver, handle) = Driver::new(core, store, containerizer, container, config.masters.clone());
     tokio::spawn(serve::serve(listener, handle.clone()));
     tokio::spawn(watch_signals(handle, flags, level));
@@ -73,7 +78,8 @@ pub fn clean_up(config: &Config) -> Result<()> {
     let (mut store, found) = Store::open(Arc::new(FsDisk), &config.work_dir, boot_id)?;
     remove_all(&options(config)?, CLEAN_UP)?;
     let Some(identity) = found.identity else { return Ok(()) };
-    let core_config = core::Config { info: AgentInfo::default(), boot_id };
+    let registration_ms = config.executor_registration_ms;
+    let core_config = core::Config { info: AgentInfo::default(), boot_id, registration_ms };
     let mut core = Core::recover(core_config, Some(identity), found.records, fresh_instance());
     let begun: Vec<LaunchId> =
         core.held().filter(|h| h.phase == Phase::Recovering).map(|h| h.launch).collect();
@@ -141,7 +147,21 @@ fn options(config: &Config) -> Result<Options> {
         covers: COVERS.iter().map(PathBuf::from).filter(|dir| dir.is_dir()).collect(),
         task_users: config.task_users.clone(),
         supervisor_idle: SUPERVISOR_IDLE,
+        users: config.users,
+        seccomp: seccomp_profiles(config)?,
     })
+}
+
+fn seccomp_profiles(config: &Config) -> Result<SeccompProfiles> {
+    let usual = Path::new(SECCOMP_PROFILES);
+    let dir = match &config.seccomp_profiles {
+        Some(dir) => dir,
+        None if usual.is_dir() => usual,
+        None => return Ok(SeccompProfiles::default()),
+    };
+    let profiles = SeccompProfiles::load(dir).context("read the seccomp profiles")?;
+    tracing::info!(dir = %dir.display(), profiles = ?profiles.names().collect::<Vec<_>>(), "seccomp profiles");
+    Ok(profiles)
 }
 
 /// Names this agent among those of the machine by its work directory: the same after a restart, and after the

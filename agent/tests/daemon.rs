@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use master::Master;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proffer_types::event::{AgentOrder, AgentReport, LaunchKind, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentReport, DataAction, LaunchKind, LaunchOrder};
 use proffer_types::{FrameworkId, LaunchId, Reason, Resources, Role, Status, TaskId, TaskSpec, TaskState};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_proffer-agent");
@@ -260,6 +260,7 @@ async fn real_tasks_outlive_the_daemon(isolation: &str) {
     let open = AgentOrder::OpenData {
         ticket: [1; 16],
         principal: "me".into(),
+        action: DataAction::ReadLogs,
         launch: LaunchId(101),
         expires_ms: 10_000,
     };
@@ -270,6 +271,7 @@ async fn real_tasks_outlive_the_daemon(isolation: &str) {
         offset: 0,
         limit: 6,
         follow: true,
+        ask: None,
     };
     let chunks = master.data([1; 16], request).await;
     assert_eq!(chunks.iter().flat_map(|c| c.data.to_vec()).collect::<Vec<u8>>(), b"hello\n");

@@ -1,10 +1,12 @@
 //! The agent's shell against a master made of the generated server: what is on the wire, on the disk and in the
 //! containers. No sleeping: everything is awaited, with a deadline.
 
+#[path = "stories/executors.rs"]
+mod executors;
 mod master;
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use proffer_containerizer::{
     Answer, ContainerSpec, Containerizer, Event, ExecId, ExecSink, ExecSpec, GcPolicy, InstanceId, Known,
     LogReader, Usage,
 };
-use proffer_types::event::{AgentOrder, AgentReport, LaunchKind, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentReport, DataAction, LaunchKind, LaunchOrder};
 use proffer_types::{
     AgentId, AgentInfo, BootId, FrameworkId, LaunchId, Reason, Resources, Role, TaskId, TaskSpec, TaskState,
 };
@@ -60,6 +62,12 @@ impl Containerizer for Shared {
     fn signal_exec(&mut self, exec: ExecId, signal: i32) {
         self.0.lock().unwrap().signal_exec(exec, signal);
     }
+    fn holds(&self, launch: LaunchId, pid: i32) -> bool {
+        self.0.lock().unwrap().holds(launch, pid)
+    }
+    fn resize(&mut self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) {
+        self.0.lock().unwrap().resize(launch, cpus_milli, memory_bytes);
+    }
     fn kill(&mut self, launch: LaunchId, grace_ms: u64) {
         self.0.lock().unwrap().kill(launch, grace_ms);
     }
@@ -68,6 +76,10 @@ impl Containerizer for Shared {
     }
     fn sandbox_path(&self, launch: LaunchId) -> std::path::PathBuf {
         self.0.lock().unwrap().sandbox_path(launch)
+    }
+
+    fn sandbox_dir(&self, launch: LaunchId) -> Option<PathBuf> {
+        self.0.lock().unwrap().sandbox_dir(launch)
     }
     fn logs(&self, launch: LaunchId) -> LogReader {
         self.0.lock().unwrap().logs(launch)
@@ -114,10 +126,16 @@ impl Agent {
         let info = AgentInfo {
             hostname: "node".into(),
             resources: Resources::parse("cpus:4;mem:1GiB").unwrap(),
+            features: [proffer_types::features::EXECUTOR.to_owned()].into(),
             isolation: "fake".into(),
             ..AgentInfo::default()
         };
-        let core = Core::recover(Config { info, boot_id }, found.identity, found.records, fresh_instance());
+        let core = Core::recover(
+            Config { info, boot_id, registration_ms: 60_000 },
+            found.identity,
+            found.records,
+            fresh_instance(),
+        );
         let masters = masters.iter().map(|m| (*m).to_owned()).collect();
         let (driver, handle) = Driver::new(core, store, Box::new(containerizer), container, masters);
         Self { handle, driver: tokio::spawn(driver.run()), pump }
@@ -284,6 +302,7 @@ async fn output_is_brought_by_ticket() {
     let open = |ticket| AgentOrder::OpenData {
         ticket: [ticket; 16],
         principal: "me".into(),
+        action: DataAction::ReadLogs,
         launch: LaunchId(100),
         expires_ms: 10_000,
     };
@@ -293,6 +312,7 @@ async fn output_is_brought_by_ticket() {
         offset: 7,
         limit: 0,
         follow: true,
+        ask: None,
     };
     master.send(5, vec![open(1)]).await;
     let chunks = master.data([1; 16], request(100)).await;

@@ -1,10 +1,15 @@
-//! What the containerizer is given for a launch: command, limits and the environment that tasks may rely on.
+//! What the containerizer, or an executor, is given for a launch: command, limits, checks and the environment that
+//! tasks may rely on.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use proffer_containerizer::{ContainerSpec, InstanceId, LogLimits, Supervision};
-use proffer_types::event::LaunchOrder;
+use proffer_containerizer::{
+    Check, ContainerSpec, HealthCheck, InstanceId, LogLimits, Probe, Supervision, TerminalSize,
+};
+use proffer_types::container::{Check as CheckAsked, Probe as ProbeAsked, ProbePort};
+use proffer_types::event::{LaunchKind, LaunchOrder};
+use proffer_types::executor::ExecutorTask;
 use proffer_types::limits::TASK_PIDS_MAX;
 use proffer_types::resources::milli;
 use proffer_types::{AgentId, CellTag};
@@ -30,6 +35,10 @@ pub struct Place<'a> {
     pub cell: CellTag,
     /// The sandbox as the task sees it.
     pub sandbox: &'a Path,
+    /// The directory of its group as the task sees it, if it has one.
+    pub group: Option<&'a Path>,
+    /// The socket of an executor as that sees it, if it is one.
+    pub executor_socket: Option<&'a Path>,
 }
 
 /// The container of a launch.
@@ -45,10 +54,60 @@ pub fn container_spec(order: &LaunchOrder, instance: InstanceId, place: Place<'_
         cpus_milli: order.resources.cpus_milli(),
         memory_bytes: memory_limit(order),
         pids_max: if spec.pids_max == 0 { TASK_PIDS_MAX } else { spec.pids_max },
-        hostname: String::new(),
+        burst: spec.burst,
+        container: spec.container.clone(),
         logs: LogLimits::default(),
-        supervision: Supervision::default(),
+        supervision: Supervision {
+            health: spec.health.as_ref().map(|health| HealthCheck {
+                check: check(&health.check, order),
+                grace_ms: health.grace_ms,
+                failures: health.failures,
+            }),
+            readiness: spec.readiness.as_ref().map(|readiness| check(readiness, order)),
+            max_completion_ms: spec.max_completion_ms,
+            kill_grace_ms: spec.kill_grace_ms,
+            executor: matches!(order.kind, LaunchKind::Executor(_)),
+            terminal: spec.container.terminal.then(TerminalSize::default),
+        },
     }
+}
+
+/// What an executor is given for a task.
+pub fn executor_task(order: &LaunchOrder, place: Place<'_>) -> ExecutorTask {
+    ExecutorTask {
+        launch: order.launch,
+        task_id: order.task_id.clone(),
+        role: order.role.clone(),
+        resources: order.resources.clone(),
+        data: order.spec.data.clone(),
+        env: environment(order, place),
+        labels: order.spec.labels.clone(),
+        kill_grace_ms: order.spec.kill_grace_ms,
+        group: order.group,
+    }
+}
+
+fn check(asked: &CheckAsked, order: &LaunchOrder) -> Check {
+    let port = |port: &ProbePort| match *port {
+        ProbePort::Number(number) => number,
+        // The spec has at least as many; a port that no socket can have is refused by the supervisor.
+        ProbePort::Index(index) => {
+            let given = ports(order).nth(usize::try_from(index).unwrap_or(usize::MAX));
+            given.and_then(|port| u16::try_from(port).ok()).unwrap_or(0)
+        }
+    };
+    let probe = match &asked.probe {
+        ProbeAsked::Command(argv) => Probe::Command(argv.clone()),
+        ProbeAsked::Http { port: at, path } => Probe::Http { port: port(at), path: path.clone() },
+        ProbeAsked::Tcp { port: at } => Probe::Tcp { port: port(at) },
+        ProbeAsked::Grpc { port: at, service } => Probe::Grpc { port: port(at), service: service.clone() },
+    };
+    let CheckAsked { delay_ms, interval_ms, timeout_ms, .. } = *asked;
+    Check { probe, delay_ms, interval_ms, timeout_ms }
+}
+
+fn ports(order: &LaunchOrder) -> impl Iterator<Item = u64> + '_ {
+    order.resources.entries().iter().flat_map(|entry| entry.quantities.ports().values())
 }
 
 /// The whole environment: what every task gets, then what the spec asks for, then what the task asks for, each over
@@ -67,7 +126,19 @@ fn environment(order: &LaunchOrder, place: Place<'_>) -> BTreeMap<String, String
     env.extend(order.env.clone());
 
     let mut fact = |name: &str, value: String| env.insert(name.to_owned(), value);
-    fact("PROFFER_TASK_ID", order.task_id.to_string());
+    match (&order.kind, place.executor_socket) {
+        (LaunchKind::Executor(id), socket) => {
+            fact("PROFFER_EXECUTOR_ID", id.to_string());
+            let socket = socket.unwrap_or(Path::new("")).to_string_lossy().into_owned();
+            fact("PROFFER_EXECUTOR_SOCKET", socket);
+        }
+        (LaunchKind::Task | LaunchKind::TaskOf(_), _) => {
+            fact("PROFFER_TASK_ID", order.task_id.to_string());
+        }
+    }
+    if let Some(group) = place.group {
+        fact("PROFFER_GROUP", group.to_string_lossy().into_owned());
+    }
     fact("PROFFER_FRAMEWORK_ID", order.framework.text(place.cell));
     fact("PROFFER_AGENT_ID", place.agent.text(place.cell));
     fact("PROFFER_ROLE", order.role.to_string());
@@ -78,8 +149,7 @@ fn environment(order: &LaunchOrder, place: Place<'_>) -> BTreeMap<String, String
         fact("PROFFER_ARRAY_INDEX", index.to_string());
         fact("PROFFER_ARRAY_COUNT", count.to_string());
     }
-    let ports = order.resources.entries().iter().flat_map(|entry| entry.quantities.ports().values());
-    for (n, port) in ports.enumerate() {
+    for (n, port) in ports(order).enumerate() {
         fact(&format!("PORT{n}"), port.to_string());
     }
     env
@@ -115,8 +185,13 @@ mod tests {
             group: None,
             kind: LaunchKind::Task,
         };
-        let place =
-            Place { agent: AgentId(2), cell: CellTag(0x7f3a), sandbox: Path::new("/mnt/proffer/sandbox") };
+        let place = Place {
+            agent: AgentId(2),
+            cell: CellTag(0x7f3a),
+            sandbox: Path::new("/mnt/proffer/sandbox"),
+            group: None,
+            executor_socket: None,
+        };
         let spec = container_spec(&order, InstanceId(1), place);
         let env: Vec<String> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let expected = "\

@@ -16,6 +16,8 @@
 //! ```
 
 mod container;
+mod executors;
+mod groups;
 mod session;
 mod task;
 mod updates;
@@ -25,21 +27,24 @@ mod model;
 #[cfg(test)]
 pub(crate) mod stories;
 
-pub use container::{Place, container_spec};
+pub use container::{Place, container_spec, executor_task};
+pub use executors::ExecutorRefusal;
 pub use session::{Disconnect, Fatal, Identity};
 pub use task::{HeldView, Phase};
 
 use std::collections::BTreeMap;
 
-use proffer_containerizer::{Event, InstanceId, Known};
+use proffer_containerizer::{CheckKind, Event, InstanceId, Known};
 use proffer_types::agent::holdings_digest;
 use proffer_types::command::Held;
-use proffer_types::event::{AgentOrder, AgentReport, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentReport, DataAction, LaunchOrder};
+use proffer_types::executor::ExecutorEvent;
 use proffer_types::task::KillOrder;
 use proffer_types::{
     AgentInfo, BootId, Epoch, FrameworkId, LaunchId, Reason, RequestId, Source, Status, TaskState,
 };
 
+use executors::Link;
 use session::Session;
 use task::Task;
 
@@ -50,6 +55,8 @@ pub struct Config {
     pub info: AgentInfo,
     /// The life of the host.
     pub boot_id: BootId,
+    /// How long an executor may be without a stream (milliseconds).
+    pub registration_ms: u64,
 }
 
 /// What is appended to the checkpoint, by `write()`: it survives the process, not the host.
@@ -84,6 +91,22 @@ pub enum Record {
     Forget(LaunchId),
     /// Nothing more is to be known of the launch.
     Forgotten(LaunchId),
+    /// The task was handed to its executor.
+    Handed(LaunchId),
+    /// A task's executor was heard up to this number.
+    Heard {
+        /// Of which launch.
+        launch: LaunchId,
+        /// The executor's number of the status before.
+        seq: u32,
+    },
+    /// An executor is ended for something that it did.
+    Condemned {
+        /// Which.
+        launch: LaunchId,
+        /// For what.
+        reason: Reason,
+    },
 }
 
 /// What must be done, in order.
@@ -105,6 +128,40 @@ pub enum Effect {
         /// By whom.
         instance: InstanceId,
     },
+    /// Start the containers of a group, all or none.
+    LaunchGroup {
+        /// What to start.
+        orders: Vec<LaunchOrder>,
+        /// By whom.
+        instance: InstanceId,
+    },
+    /// Serve an executor: its container runs.
+    Listen(LaunchId),
+    /// Serve an executor no more: it has ended.
+    EndListening(LaunchId),
+    /// Hand tasks, one or a group, to an executor.
+    Hand {
+        /// To which.
+        executor: LaunchId,
+        /// What.
+        orders: Vec<LaunchOrder>,
+    },
+    /// Say this to an executor, if its stream is still there.
+    ToExecutor {
+        /// To which.
+        executor: LaunchId,
+        /// What.
+        event: ExecutorEvent,
+    },
+    /// Give a container other limits.
+    Resize {
+        /// Which.
+        launch: LaunchId,
+        /// Processor time (milli).
+        cpus_milli: u64,
+        /// Memory (bytes).
+        memory_bytes: u64,
+    },
     /// End a container. Repeated orders may only shorten the grace.
     Kill {
         /// Which.
@@ -114,13 +171,15 @@ pub enum Effect {
     },
     /// Remove what is left of an ended container.
     Forget(LaunchId),
-    /// Bring a task's output over a connection of its own.
+    /// Open a connection for bulk data.
     OpenData {
         /// Names the request.
         ticket: [u8; 16],
         /// For whom.
         principal: String,
-        /// Whose output.
+        /// What it is good for.
+        action: DataAction,
+        /// Which launch; 0 for the whole agent.
         launch: LaunchId,
         /// Void after this (milliseconds).
         expires_ms: u64,
@@ -138,6 +197,10 @@ pub struct Core {
     identity: Identity,
     session: Session,
     held: BTreeMap<LaunchId, Task>,
+    /// The executors whose containers run.
+    links: BTreeMap<LaunchId, Link>,
+    /// How long an executor may be without a stream (milliseconds).
+    registration_ms: u64,
     /// The number of the last launch or kill that counts as seen.
     last_seq: u64,
     /// Launches that came since the last [`Core::take_effects`], in their order: a kill may still overtake them.
@@ -173,6 +236,8 @@ impl Core {
             identity: now,
             session: Session::Closed,
             held: BTreeMap::new(),
+            links: BTreeMap::new(),
+            registration_ms: config.registration_ms,
             last_seq: 0,
             staged: Vec::new(),
             starting_anew: false,
@@ -224,11 +289,12 @@ impl Core {
         if self.session.is_silent(self.now_ms) {
             self.disconnect(Disconnect::Silent);
         }
+        self.on_executors_time();
     }
 
     /// When [`Core::on_time`] has something to do at the latest, in its milliseconds.
     pub fn deadline_ms(&self) -> Option<u64> {
-        self.session.deadline_ms()
+        self.session.deadline_ms().into_iter().chain(self.executors_deadline_ms()).min()
     }
 
     /// Whether a master should be sought.
@@ -291,7 +357,7 @@ impl Core {
         } else {
             let mut status = Status::new(TaskState::Dropped, Reason::Unsupported, Source::Agent);
             status.message = format!("this agent does not know what the task needs: {missing}");
-            self.say(launch, status);
+            self.conclude(launch, status);
         }
     }
 
@@ -322,9 +388,12 @@ impl Core {
     fn enforce_kill(&mut self, launch: LaunchId) {
         let Some(task) = self.held.get(&launch) else { return };
         let Some(kill) = task.kill else { return };
-        match task.phase {
-            // Not begun, or nobody knows yet: decided when it would be released, or when the containerizer says.
-            Phase::Staged | Phase::Ended => return,
+        let (phase, executor, is_executor) = (task.phase, task.executor(), task.is_executor());
+        match phase {
+            // Decided when it would be released: one that waits for its group or its executor is looked at again.
+            Phase::Staged => return self.staged.push(launch),
+            Phase::Ended => return,
+            // Nobody knows yet: decided when the containerizer says.
             Phase::Recovering if !self.recovered => return,
             // Once recovered, it is still this one's supervisor that does not answer: it is ended without.
             Phase::Recovering | Phase::Launching => {}
@@ -334,6 +403,12 @@ impl Core {
                     self.say(launch, Status::new(TaskState::Killing, kill.reason, Source::Agent));
                 }
             }
+        }
+        if let Some(executor) = executor {
+            return self.tell_to_kill(executor, launch, kill.grace_ms);
+        }
+        if is_executor && phase == Phase::Running && self.shut_down(launch, kill.grace_ms) {
+            return;
         }
         self.effects.push(Effect::Kill { launch, grace_ms: kill.grace_ms });
     }
@@ -393,7 +468,8 @@ impl Core {
             }
             Event::NotStarted { .. } => self.on_not_started(launch),
             Event::StuckKill { processes, .. } => self.on_stuck(launch, processes),
-            Event::Checked { .. } | Event::Gone { .. } | Event::OrphanRemoved { .. } | Event::Recovered => {}
+            Event::Checked { kind, ok, message, .. } => self.on_checked(launch, kind, ok, message),
+            Event::Gone { .. } | Event::OrphanRemoved { .. } | Event::Recovered => {}
         }
     }
 
@@ -419,13 +495,36 @@ impl Core {
             Phase::Staged | Phase::Launching | Phase::Recovering => task.phase = Phase::Running,
         }
         let said = task.updates.state().is_some();
+        let is_executor = task.is_executor();
         if !said && !task.forget {
-            let mut status = Status::new(TaskState::Running, Reason::None, Source::Agent);
+            // An executor runs when it has subscribed.
+            let state = if is_executor { TaskState::Starting } else { TaskState::Running };
+            let mut status = Status::new(state, Reason::None, Source::Agent);
             status.isolation = Some(isolation.into());
             status.wall_ms = wall_ms;
             self.say(launch, status);
         }
+        if is_executor {
+            self.on_executor_started(launch);
+        }
         self.enforce_kill(launch);
+    }
+
+    /// A check says something else than before, or has failed once more.
+    fn on_checked(&mut self, launch: LaunchId, kind: CheckKind, ok: bool, message: String) {
+        let Some(task) = self.held.get(&launch).filter(|task| task.phase == Phase::Running) else { return };
+        let Some(newest) = task.updates.newest().filter(|_| !task.forget) else { return };
+        let mut status = Status::new(newest.state, Reason::CheckChanged, Source::Agent);
+        let (said, says) = match kind {
+            CheckKind::Health => (newest.healthy, &mut status.healthy),
+            CheckKind::Readiness => (newest.ready, &mut status.ready),
+        };
+        if said == Some(ok) {
+            return;
+        }
+        *says = Some(ok);
+        status.message = message;
+        self.say(launch, status);
     }
 
     fn on_ended(&mut self, launch: LaunchId, status: Status) {
@@ -433,8 +532,7 @@ impl Core {
         match task.phase {
             // Told again after a recovery: what was said stays.
             Phase::Ended => {}
-            _ if task.forget => self.finish_forget(launch),
-            _ => self.say(launch, status),
+            _ => self.conclude(launch, status),
         }
     }
 
@@ -470,13 +568,19 @@ impl Core {
         if task.phase != Phase::Staged {
             return;
         }
+        if let Some(group) = task.group() {
+            return self.release_group(group, assign);
+        }
         if task.forget {
             return self.finish_forget(launch);
         }
         if let Some(kill) = task.kill {
             let mut status = Status::new(TaskState::Killed, Reason::KilledDuringLaunch, Source::Agent);
             status.message = format!("never started: its end was asked for first ({})", kill.reason);
-            return self.say(launch, status);
+            return self.conclude(launch, status);
+        }
+        if let Some(executor) = task.executor() {
+            return self.hand(executor, &[launch]);
         }
         let instance = assign(task.framework());
         let order = task.order.clone().expect("only a launch that could be read is staged");
@@ -484,6 +588,16 @@ impl Core {
         task.instance = Some(instance);
         self.effects.push(Effect::Checkpoint(Record::Assigned { launch, instance }));
         self.effects.push(Effect::Launch { order: Box::new(order), instance });
+    }
+
+    /// Says the final status of a launch of which nothing runs any more, after those of the tasks that it was to run.
+    fn conclude(&mut self, launch: LaunchId, status: Status) {
+        let Some(task) = self.held.get(&launch) else { return };
+        let forget = task.forget;
+        if task.is_executor() {
+            self.end_tasks_of(launch, &status);
+        }
+        if forget { self.finish_forget(launch) } else { self.say(launch, status) }
     }
 
     /// Makes a status: checkpoints it, then sends it.
@@ -506,9 +620,13 @@ impl Core {
     }
 
     fn drop_launch(&mut self, launch: LaunchId) {
-        self.held.remove(&launch);
+        let executor = self.held.remove(&launch).and_then(|task| task.executor());
         self.effects.push(Effect::Checkpoint(Record::Forgotten(launch)));
-        self.effects.push(Effect::Forget(launch));
+        match executor {
+            // It has no container.
+            Some(executor) => self.remember_ended(executor, launch),
+            None => self.effects.push(Effect::Forget(launch)),
+        }
     }
 
     fn count_seen(&mut self, seq: u64) {
@@ -564,6 +682,8 @@ impl Core {
                 let task = self.held.entry(launch).or_insert_with(|| Task::new(None, Phase::Ended));
                 if status.state.is_terminal() {
                     task.phase = Phase::Ended;
+                } else if task.executor().is_some() {
+                    task.phase = Phase::Running;
                 }
                 task.updates.restore(status);
             }
@@ -574,6 +694,21 @@ impl Core {
                 }
             }
             Record::Forgotten(launch) => drop(self.held.remove(&launch)),
+            Record::Handed(launch) => {
+                if let Some(task) = self.held.get_mut(&launch) {
+                    task.phase = Phase::Launching;
+                }
+            }
+            Record::Heard { launch, seq } => {
+                if let Some(task) = self.held.get_mut(&launch) {
+                    task.heard = seq;
+                }
+            }
+            Record::Condemned { launch, reason } => {
+                if let Some(task) = self.held.get_mut(&launch) {
+                    task.condemned = Some(reason);
+                }
+            }
         }
     }
 
@@ -587,15 +722,14 @@ impl Core {
         match order {
             AgentOrder::Launch(order) => self.on_launch(*order),
             AgentOrder::LaunchGroup(orders) => orders.into_iter().for_each(|order| self.on_launch(order)),
-            // It has no executors: the bytes are lost.
-            AgentOrder::Message { .. } => {}
+            AgentOrder::Message { launch, data } => self.on_message(launch, data),
             AgentOrder::Kill { agent_seq, launch, grace_ms, reason } => {
                 self.on_kill(launch, KillOrder { grace_ms, agent_seq, reason });
             }
             AgentOrder::Confirm { launch, task_seq } => self.on_confirm(launch, task_seq),
             AgentOrder::Forget { launch } => self.on_forget(launch),
-            AgentOrder::OpenData { ticket, principal, launch, expires_ms } => {
-                self.effects.push(Effect::OpenData { ticket, principal, launch, expires_ms });
+            AgentOrder::OpenData { ticket, principal, action, launch, expires_ms } => {
+                self.effects.push(Effect::OpenData { ticket, principal, action, launch, expires_ms });
             }
             AgentOrder::Ping { n } => self.effects.push(Effect::Send(AgentReport::Pong { n })),
             AgentOrder::SendListing => {

@@ -164,6 +164,12 @@ impl World {
             }
             Effect::Send(report) => self.report(report),
             Effect::Reconnect(_) | Effect::OpenData { .. } => {}
+            Effect::LaunchGroup { .. }
+            | Effect::Listen(_)
+            | Effect::EndListening(_)
+            | Effect::Hand { .. }
+            | Effect::ToExecutor { .. }
+            | Effect::Resize { .. } => unreachable!("no groups and no executors here"),
             Effect::Stop(fatal) => panic!("{fatal}"),
         }
     }

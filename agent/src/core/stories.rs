@@ -12,6 +12,11 @@ use proffer_types::{
 
 use super::*;
 
+#[path = "executor_stories.rs"]
+mod executors;
+#[path = "group_stories.rs"]
+mod groups;
+
 pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
 
 pub(super) fn epoch(term: u64) -> Epoch {
@@ -20,7 +25,7 @@ pub(super) fn epoch(term: u64) -> Epoch {
 
 pub(super) fn config(boot: u128) -> Config {
     let info = AgentInfo { features: ["x".to_owned()].into(), ..AgentInfo::default() };
-    Config { info, boot_id: BootId(boot) }
+    Config { info, boot_id: BootId(boot), registration_ms: 60_000 }
 }
 
 pub(crate) fn order(seq: u64, launch: u64) -> LaunchOrder {
@@ -169,6 +174,9 @@ fn short(effect: &Effect) -> String {
             Record::Status { launch, status } => format!("write {} {}", launch.0, said(status)),
             Record::Forget(launch) => format!("write forget {}", launch.0),
             Record::Forgotten(launch) => format!("write forgotten {}", launch.0),
+            Record::Handed(launch) => format!("write handed {}", launch.0),
+            Record::Heard { launch, seq } => format!("write heard {} {seq}", launch.0),
+            Record::Condemned { launch, reason } => format!("write condemned {} {reason}", launch.0),
         },
         Effect::Send(report) => match report {
             AgentReport::Hello(hello) => {
@@ -184,17 +192,41 @@ fn short(effect: &Effect) -> String {
             AgentReport::Cleaned(launches) => {
                 format!("cleaned {:?}", launches.iter().map(|l| l.0).collect::<Vec<_>>())
             }
+            AgentReport::Message { launch, data } => {
+                format!("message {} {}", launch.0, String::from_utf8_lossy(data))
+            }
         },
         Effect::Recover(known) => {
             format!("recover {:?}", known.iter().map(|k| k.launch.0).collect::<Vec<_>>())
         }
         Effect::Launch { order, .. } => format!("launch {}", order.launch.0),
+        Effect::LaunchGroup { orders, .. } => format!("launch {:?}", launches(orders)),
+        Effect::Listen(launch) => format!("listen {}", launch.0),
+        Effect::EndListening(launch) => format!("end listening {}", launch.0),
+        Effect::Hand { executor, orders } => format!("hand {:?} to {}", launches(orders), executor.0),
+        Effect::ToExecutor { executor, event } => match event {
+            ExecutorEvent::Subscribed { executor: name, .. } => format!("greet {} as {name}", executor.0),
+            ExecutorEvent::Launch(_) => "launch by itself".into(),
+            ExecutorEvent::Kill { launch, grace_ms } => {
+                format!("tell {} to kill {} {grace_ms}", executor.0, launch.0)
+            }
+            ExecutorEvent::Message(data) => format!("tell {} {}", executor.0, String::from_utf8_lossy(data)),
+            ExecutorEvent::Shutdown { grace_ms } => format!("shut down {} {grace_ms}", executor.0),
+            ExecutorEvent::Error { message } => format!("tell {} off: {message}", executor.0),
+        },
+        Effect::Resize { launch, cpus_milli, memory_bytes } => {
+            format!("resize {} {cpus_milli} {}", launch.0, memory_bytes >> 20)
+        }
         Effect::Kill { launch, grace_ms } => format!("kill {} {grace_ms}", launch.0),
         Effect::Forget(launch) => format!("forget {}", launch.0),
         Effect::OpenData { launch, .. } => format!("data {}", launch.0),
         Effect::Reconnect(why) => format!("reconnect {why:?}"),
         Effect::Stop(_) => "stop".into(),
     }
+}
+
+fn launches(orders: &[LaunchOrder]) -> Vec<u64> {
+    orders.iter().map(|order| order.launch.0).collect()
 }
 
 fn said(status: &Status) -> String {

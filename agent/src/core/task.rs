@@ -1,7 +1,8 @@
 //! One launch, from its order to its confirmed end.
 
-use proffer_containerizer::{Cause, End, InstanceId, KillSent, Known};
-use proffer_types::event::LaunchOrder;
+use proffer_containerizer::{Cause, End, InstanceId, KillCause, KillSent, Known};
+use proffer_types::event::{Group, LaunchKind, LaunchOrder};
+use proffer_types::executor::ExecutorUpdate;
 use proffer_types::limits::KILL_GRACE_MS;
 use proffer_types::resources::bytes;
 use proffer_types::task::KillOrder;
@@ -13,11 +14,11 @@ use super::updates::Updates;
 /// Where a launch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Not handed to the containerizer.
+    /// Not handed to the containerizer, or to its executor.
     Staged,
     /// Handed over by an earlier life of the agent; the containerizer has not yet said what became of it.
     Recovering,
-    /// Handed to the containerizer.
+    /// Handed to the containerizer, or to its executor.
     Launching,
     /// Its program runs.
     Running,
@@ -69,11 +70,57 @@ pub(super) struct Task {
     /// To be ended without any further status.
     pub(super) forget: bool,
     pub(super) updates: Updates,
+    /// The number of the last status that was heard of its executor; 0 if it has none.
+    pub(super) heard: u32,
+    /// Why its end was decided here, of an executor.
+    pub(super) condemned: Option<Reason>,
 }
 
 impl Task {
     pub(super) fn new(order: Option<LaunchOrder>, phase: Phase) -> Self {
-        Self { order, instance: None, phase, kill: None, forget: false, updates: Updates::default() }
+        let updates = Updates::default();
+        Self { order, instance: None, phase, kill: None, forget: false, updates, heard: 0, condemned: None }
+    }
+
+    /// The executor that runs it, if one does.
+    pub(super) fn executor(&self) -> Option<LaunchId> {
+        match self.order.as_ref()?.kind {
+            LaunchKind::TaskOf(executor) => Some(executor),
+            LaunchKind::Task | LaunchKind::Executor(_) => None,
+        }
+    }
+
+    /// The group it starts and ends with.
+    pub(super) fn group(&self) -> Option<Group> {
+        self.order.as_ref()?.group
+    }
+
+    /// Whether its executor has it.
+    pub(super) fn has_been_handed(&self) -> bool {
+        self.executor().is_some() && matches!(self.phase, Phase::Launching | Phase::Running)
+    }
+
+    /// A status that its executor says.
+    pub(super) fn told_by_executor(&self, update: ExecutorUpdate) -> Status {
+        let reason = match update.state {
+            TaskState::Killed => self.kill.map_or(Reason::None, |kill| kill.reason),
+            TaskState::Failed if update.exit_code.is_some_and(|code| code != 0) => Reason::ExitCode,
+            TaskState::Failed if update.signal.is_some() => Reason::Signal,
+            _ => Reason::None,
+        };
+        let mut status = Status::new(update.state, reason, Source::Task);
+        status.message = update.message;
+        status.exit_code = update.exit_code;
+        status.signal = update.signal;
+        status.healthy = update.healthy;
+        status.ready = update.ready;
+        status.data = update.data;
+        status
+    }
+
+    /// Whether it is an executor.
+    pub(super) fn is_executor(&self) -> bool {
+        self.order.as_ref().is_some_and(|order| matches!(order.kind, LaunchKind::Executor(_)))
     }
 
     /// Takes a kill order if it changes anything: the first one, or one with a shorter grace (which keeps the first
@@ -102,6 +149,8 @@ impl Task {
         status.exit_code = end.exit_code;
         status.signal = end.signal;
         status.memory_peak_bytes = end.oom.map(|oom| oom.peak_bytes).or(end.memory_peak_bytes);
+        status.output_dropped_bytes = Some(end.stdout_dropped_bytes.saturating_add(end.stderr_dropped_bytes));
+        status.healthy = (reason == Reason::Unhealthy).then_some(false);
         status.wall_ms = end.finished_unix_ms;
         status.message = match reason {
             Reason::OutOfMemory => end.oom.map_or_else(String::new, |oom| {
@@ -115,6 +164,14 @@ impl Task {
             Reason::Signal => end.signal.map_or_else(String::new, |signal| {
                 format!("ended by signal {signal}, which was not sent by the agent")
             }),
+            Reason::ExecutorUnregistered => {
+                "it did not subscribe with its agent in time, and was ended for that".into()
+            }
+            Reason::ExecutorMisbehaved => {
+                let why = self.updates.newest().map_or("", |newest| newest.message.as_str());
+                format!("it broke the protocol, and was ended for that: {why}")
+            }
+            Reason::Unhealthy | Reason::MaxCompletion | Reason::GroupEnded => end.kill_message.clone(),
             _ => String::new(),
         };
         if end.oom_kills > 0 && reason != Reason::OutOfMemory {
@@ -127,6 +184,16 @@ impl Task {
     }
 
     fn verdict(&self, end: &End) -> (TaskState, Reason, Source) {
+        if let Some(reason) = self.condemned {
+            return (TaskState::Failed, reason, Source::Agent);
+        }
+        match end.kill_cause {
+            _ if end.kill_sent == KillSent::None => {}
+            KillCause::Health => return (TaskState::Failed, Reason::Unhealthy, Source::Agent),
+            KillCause::MaxCompletion => return (TaskState::Failed, Reason::MaxCompletion, Source::Agent),
+            KillCause::Group => return (TaskState::Killed, Reason::GroupEnded, Source::Agent),
+            KillCause::None | KillCause::Order => {}
+        }
         if let Some(kill) = self.kill.filter(|_| end.kill_sent > KillSent::None) {
             return (TaskState::Killed, kill.reason, Source::Agent);
         }
@@ -173,7 +240,10 @@ impl Task {
         out.extend(self.instance.map(|instance| Record::Assigned { launch, instance }));
         out.extend(self.kill.map(|order| Record::Kill { launch, order }));
         out.extend(self.forget.then_some(Record::Forget(launch)));
+        out.extend(self.has_been_handed().then_some(Record::Handed(launch)));
         out.extend(self.updates.kept().map(|status| Record::Status { launch, status: status.clone() }));
+        out.extend((self.heard > 0).then_some(Record::Heard { launch, seq: self.heard }));
+        out.extend(self.condemned.map(|reason| Record::Condemned { launch, reason }));
     }
 
     pub(super) fn view(&self, launch: LaunchId) -> HeldView<'_> {

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
-use proffer_types::limits::MESSAGE_BYTES_MAX;
+use proffer_types::limits::{MESSAGE_BYTES_MAX, PENDING_STATUSES_MAX};
 use proffer_types::{Reason, Source, Status, TaskState};
 
-/// The statuses of one launch. At most three wait at once: RUNNING, KILLING and a final one.
+/// The statuses of one launch. At most [`PENDING_STATUSES_MAX`] wait at once: who says more, with no master to hear
+/// it, says the newest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Updates {
     newest: Option<Status>,
@@ -46,7 +47,16 @@ impl Updates {
         if status.isolation.is_none() {
             status.isolation = self.newest.as_ref().and_then(|newest| newest.isolation.clone());
         }
+        if let Some(newest) = &self.newest {
+            status.healthy = status.healthy.or(newest.healthy);
+            status.ready = status.ready.or(newest.ready);
+        }
         truncate(&mut status.message);
+        // Only the last of many results of a check is worth telling.
+        let check = |s: &Status| s.reason == Reason::CheckChanged && s.state == status.state;
+        if check(&status) && self.unconfirmed.back().is_some_and(check) {
+            self.unconfirmed.pop_back();
+        }
         self.restore(status.clone());
         status
     }
@@ -55,6 +65,10 @@ impl Updates {
     pub(super) fn restore(&mut self, status: Status) {
         self.newest = Some(status.clone());
         self.unconfirmed.push_back(status);
+        // The first is never the final one, which is the last.
+        while self.unconfirmed.len() > PENDING_STATUSES_MAX {
+            self.unconfirmed.pop_front();
+        }
     }
 
     /// Lets go of what is committed.
@@ -103,6 +117,27 @@ mod tests {
         status.message = "ä".repeat(MESSAGE_BYTES_MAX);
         let said = updates.push(status);
         assert!(said.message.len() <= MESSAGE_BYTES_MAX && said.message.ends_with("ä…"));
+    }
+
+    #[test]
+    fn who_says_much_is_not_remembered_without_end() {
+        let mut updates = Updates::default();
+        let mut checked = |healthy, reason| {
+            let mut status = Status::new(TaskState::Running, reason, Source::Agent);
+            status.healthy = healthy;
+            updates.push(status);
+            updates.unconfirmed().map(|s| s.task_seq).collect::<Vec<_>>()
+        };
+        checked(None, Reason::None);
+        checked(Some(true), Reason::CheckChanged);
+        assert_eq!(checked(Some(false), Reason::CheckChanged), [1, 3]);
+        for _ in 0..PENDING_STATUSES_MAX {
+            checked(None, Reason::None);
+        }
+        let ended = updates.push(Status::new(TaskState::Failed, Reason::Unhealthy, Source::Agent));
+        assert_eq!(ended.healthy, Some(false), "what was known stays known");
+        let waiting: Vec<_> = updates.unconfirmed().collect();
+        assert_eq!((waiting.len(), waiting.last().copied()), (PENDING_STATUSES_MAX, Some(&ended)));
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Master {
 
     /// Says something on the newest stream.
     pub(crate) async fn send(&self, term: u64, orders: Vec<AgentOrder>) {
-        let items = orders.iter().map(to_proto::agent_order).collect();
+        let items = orders.iter().flat_map(to_proto::agent_order).collect();
         let message = to_proto::master_message(Epoch { generation: 0, term }, items);
         self.session.as_ref().expect("a session").send(Ok(message)).await.unwrap();
     }
