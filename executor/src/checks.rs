@@ -28,6 +28,7 @@ pub(crate) struct Watch {
     pub(crate) running: Option<(u64, Instant)>,
     succeeded: bool,
     failed: u32,
+    stopped: bool,
     /// What was told last.
     pub(crate) last: Option<CheckResult>,
 }
@@ -94,6 +95,7 @@ impl Watch {
             running: None,
             succeeded: false,
             failed: 0,
+            stopped: false,
             last: None,
         })
     }
@@ -106,6 +108,13 @@ impl Watch {
     pub(crate) fn start(&mut self, now: Instant) {
         self.next = now.checked_add(self.delay);
         self.counts_from = now.checked_add(self.grace);
+    }
+
+    /// Nothing more is tried; what is under way has no result.
+    pub(crate) fn stop(&mut self) {
+        self.next = None;
+        self.running = None;
+        self.stopped = true;
     }
 
     /// What it waits for next.
@@ -124,6 +133,9 @@ impl Watch {
     /// A try is over: with a sentence, it failed.
     pub(crate) fn over(&mut self, result: Result<(), String>, now: Instant) -> Outcome {
         self.running = None;
+        if self.stopped {
+            return Outcome::default();
+        }
         self.next = now.checked_add(self.interval);
         let was_ok = self.last.as_ref().map(|last| last.ok);
         match result {
@@ -196,6 +208,8 @@ mod tests {
         assert_eq!(watch.deadline(), Some(at(120)));
         assert_eq!(failed(&mut watch, at(200)), (Some((false, 1)), false));
         assert_eq!(failed(&mut watch, at(210)), (Some((false, 2)), true));
+        watch.stop();
+        assert_eq!((failed(&mut watch, at(220)), watch.deadline()), ((None, false), None));
 
         let mut watch = Watch::parse(7, &check(CheckKind::Health)).expect("good");
         watch.start(zero);

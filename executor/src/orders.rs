@@ -10,6 +10,7 @@ use proffer_wire::supervisor::v1::{
     FailureKind, Kill, KillCause, KillSent, Launch as Request, Launches, Listener, Terminal, Unknown,
 };
 
+use crate::checks::Watch;
 use crate::launch::{Killed, Launch, State, failure, message};
 use crate::poller::Token;
 use crate::pump_protocol::Which;
@@ -245,6 +246,8 @@ impl Supervisor {
         if launch.kill.sent == KillSent::None {
             launch.kill.cause = cause;
             launch.kill.message = why.to_owned();
+            // What it says on its way out is no news.
+            launch.watches.iter_mut().for_each(Watch::stop);
         }
         // One that is held heeds no SIGTERM, and has nothing to bring to an end.
         if grace_ms == 0 || launch.held {
