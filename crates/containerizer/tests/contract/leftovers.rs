@@ -63,33 +63,6 @@ fn the_next_container_finds_nothing_of_the_one_before() {
     bench.close();
 }
 
-#[test]
-fn a_container_that_was_killed_leaves_no_group_behind() {
-    let Some(mut bench) = bench() else { return };
-    let spec = bench.run(&Program::Script("trap '' TERM; while :; do sleep 100 & wait; done"));
-    let group = bench.group(spec.launch).expect("a group");
-    let supervisor = nix::unistd::Pid::from_raw(bench.supervisor_pid(spec.instance));
-    bench.agent().kill(spec.launch, 10);
-    bench.end(spec.launch);
-    bench.forget(spec.launch);
-    let next = bench.run(&Program::Gate(0));
-    // The supervisor killed it, by its init: that changes nothing in the group.
-    eprintln!("{group}, then {:?}", bench.group(next.launch));
-    // Past a supervisor that hangs it is killed through the group, which is not used again.
-    nix::sys::signal::kill(supervisor, nix::sys::signal::SIGSTOP).expect("stopped");
-    let group = bench.group(next.launch);
-    bench.agent().kill(next.launch, 0);
-    bench.end(next.launch);
-    nix::sys::signal::kill(supervisor, nix::sys::signal::SIGCONT).expect("continued");
-    bench.forget(next.launch);
-    let last = bench.run(&Program::Gate(0));
-    assert_ne!(bench.group(last.launch), group);
-    bench.let_go(last.launch);
-    bench.end(last.launch);
-    bench.forget(last.launch);
-    bench.close();
-}
-
 /// How many launches leave nothing: `PROFFER_LAUNCHES`, 300 if it is not set.
 fn launches() -> usize {
     std::env::var("PROFFER_LAUNCHES").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
