@@ -11,6 +11,7 @@ mod dev;
 mod ends;
 mod faults;
 mod first;
+mod messages;
 mod nodes;
 mod offers;
 mod python;
