@@ -4,6 +4,7 @@
 pub mod config;
 pub mod daemon;
 pub mod driver;
+pub mod events;
 pub mod listen;
 pub mod mind;
 pub mod serve;

@@ -12,6 +12,8 @@ use proffer_types::command::{Command, Entry};
 use proffer_types::event::{Refused, StreamEnd};
 use proffer_types::{Caller, ClusterId, ClusterTime, Epoch, MasterId};
 
+use crate::events::{self, Event};
+
 /// What time it is here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
@@ -35,6 +37,13 @@ pub enum Output {
     },
     /// Do what the broker says; never a proposal.
     Effect(Effect),
+    /// Tell whoever watches.
+    Told {
+        /// The index up to which everything is applied.
+        applied: u64,
+        /// What became true; may be nothing.
+        events: Vec<Event>,
+    },
     /// This master leads from now on.
     Leads {
         /// The leadership.
@@ -201,6 +210,7 @@ impl Mind {
 
     /// Entries are committed.
     pub fn on_committed(&mut self, entries: &[LogEntry], now: Now) {
+        let mut told = Vec::new();
         for entry in entries {
             if entry.data.is_empty() {
                 continue;
@@ -214,12 +224,17 @@ impl Mind {
                 }
             };
             let changes = self.registry.apply(entry.index, entry.term, &decoded);
-            let Some(leadership) = &mut self.leadership else { continue };
-            let own = entry.term == leadership.term;
-            let tag =
-                if own { leadership.queue.pop_front().filter(|tag| tag.0 != FOUNDING_TAG) } else { None };
-            let time = leadership.time(now).max(self.registry.time());
-            leadership.broker.on_applied(&self.registry, time, tag, entry.index, &changes);
+            if let Some(leadership) = &mut self.leadership {
+                let own = entry.term == leadership.term;
+                let tag =
+                    if own { leadership.queue.pop_front().filter(|tag| tag.0 != FOUNDING_TAG) } else { None };
+                let time = leadership.time(now).max(self.registry.time());
+                leadership.broker.on_applied(&self.registry, time, tag, entry.index, &changes);
+            }
+            told.append(&mut events::of(&self.registry, entry.index, decoded.wall_ms, changes));
+        }
+        if let Some(last) = entries.last() {
+            self.outputs.push(Output::Told { applied: last.index, events: told });
         }
         self.flush(now);
     }

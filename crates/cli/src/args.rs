@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use proffer_types::{Role, TaskState};
 
+use crate::cmd::hands::copy::Place;
 use crate::parse;
 
 /// A two-level resource scheduler for Linux clusters.
@@ -70,6 +71,95 @@ pub(crate) enum Verb {
     /// Masters.
     #[command(subcommand)]
     Master(MasterVerb),
+    /// What became true in the cluster, in the order of the log.
+    ///
+    /// Every master answers, from the last some ten thousand events.
+    #[command(after_help = "Examples:\n  proffer events -f\n  proffer events --from 1200 -o jsonl | jq .kind")]
+    Events {
+        /// Go on as events come.
+        #[arg(short, long)]
+        follow: bool,
+        /// From this log index on; without it, all that is kept.
+        #[arg(long, value_name = "INDEX")]
+        from: Option<u64>,
+    },
+    /// What tasks and nodes use, measured while you look.
+    #[command(after_help = "Examples:\n  proffer top --sort mem\n  proffer top --once -o json")]
+    Top(TopArgs),
+    /// Print a script with which a shell completes verbs, flags and ids.
+    #[command(
+        after_help = "Examples:\n  bash: source <(proffer completions bash)\n  zsh:  source <(proffer completions zsh)\n  \
+                      fish: proffer completions fish | source"
+    )]
+    Completions {
+        /// For which shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// What may come next on a command line; for the scripts of `completions`.
+    #[command(name = "__complete", hide = true)]
+    Complete {
+        /// The words so far; the last one is to be completed.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+/// A shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    /// GNU bash.
+    Bash,
+    /// Z shell.
+    Zsh,
+    /// Fish.
+    Fish,
+}
+
+/// What comes first in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SortBy {
+    /// What uses most processor time.
+    Cpu,
+    /// What uses most memory.
+    Mem,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Only this agent; without it the 32 that are used most.
+    #[arg(long, value_name = "ID")]
+    pub(crate) agent: Option<String>,
+    /// What comes first.
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) sort: SortBy,
+    /// From one look to the next.
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = interval)]
+    pub(crate) interval: Duration,
+    /// Print once and end; so it is wherever the output is no terminal.
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Pass on what is typed or piped in.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the program a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Added to the task's environment; may be repeated.
+    #[arg(long, value_name = "K=V", value_parser = parse::env)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Where the program starts; by default where the task's did.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// FRAMEWORK/TASK, or TASK where that is unique; ids may be shortened.
+    pub(crate) task: String,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -179,6 +269,53 @@ pub(crate) enum TaskVerb {
         #[arg(long, value_enum)]
         stream: Option<Stream>,
     },
+    /// Run a program in a running task's container: in its namespaces and cgroup, as its user.
+    ///
+    /// Returns the program's exit code; 128+n if signal n ended it. Signals are passed on. The program ends with the
+    /// task, and with this command.
+    #[command(
+        after_help = "Examples:\n  proffer task exec -it web -- sh\n  proffer task exec web -- cat /proc/self/status\n  \
+                      tar c . | proffer task exec -i web -- tar x"
+    )]
+    Exec(ExecArgs),
+    /// Join a running task: see its output from now on and, if it has a terminal, type on it.
+    ///
+    /// Ctrl-P Ctrl-Q leaves the task to itself. Returns the task's exit code when it ends.
+    Attach {
+        /// FRAMEWORK/TASK, or TASK where that is unique; ids may be shortened.
+        task: String,
+        /// Only look: nothing that is typed is passed on.
+        #[arg(long)]
+        no_stdin: bool,
+    },
+    /// List the files of a task's sandbox.
+    #[command(after_help = "Examples:\n  proffer task files web\n  proffer task files web logs -o json")]
+    Files {
+        /// FRAMEWORK/TASK, or TASK where that is unique; ids may be shortened.
+        task: String,
+        /// A directory or file beneath the sandbox.
+        #[arg(default_value = "")]
+        path: String,
+        /// However many there are.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Copy files and directories from or to a task's sandbox.
+    ///
+    /// One side is TASK:PATH, beneath the sandbox; the other is a local path, or `-` for stdout. Symbolic links and
+    /// special files are left out, and told.
+    #[command(
+        after_help = "Examples:\n  proffer task cp web:results ./results\n  proffer task cp web:core - | file -\n  \
+                      proffer task cp ./input web:"
+    )]
+    Cp {
+        /// What to copy.
+        #[arg(value_name = "FROM", value_parser = crate::cmd::hands::copy::place)]
+        from: Place,
+        /// Where to.
+        #[arg(value_name = "TO", value_parser = crate::cmd::hands::copy::place)]
+        to: Place,
+    },
     /// End tasks: SIGTERM, the grace, SIGKILL.
     Kill {
         /// FRAMEWORK/TASK, or TASK where that is unique; ids may be shortened.
@@ -242,6 +379,11 @@ pub(crate) enum MasterVerb {
     List,
 }
 
+fn interval(text: &str) -> Result<Duration, String> {
+    let least = Duration::from_millis(proffer_types::limits::USAGE_INTERVAL_MIN_MS);
+    parse::duration(text).and_then(|given| if given < least { Err(format!("must be at least {}ms", least.as_millis())) } else { Ok(given) })
+}
+
 fn masters(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(count @ (1 | 3 | 5)) => Ok(count),
@@ -285,6 +427,15 @@ mod tests {
     }
 
     #[test]
+    fn exec_leaves_the_command_its_flags() {
+        let cli = parse("proffer task exec -it web -- sh -c --x").unwrap();
+        let Verb::Task(TaskVerb::Exec(exec)) = cli.verb else { panic!() };
+        assert_eq!((exec.interactive, exec.tty, exec.task.as_str()), (true, true, "web"));
+        assert_eq!(exec.command, ["sh", "-c", "--x"]);
+        assert!(parse("proffer task exec web").is_err());
+    }
+
+    #[test]
     fn usage_errors_are_code_2() {
         for line in [
             "proffer run",
@@ -294,6 +445,9 @@ mod tests {
             "proffer --master nowhere status",
             "proffer dev --masters 2",
             "proffer nonsense",
+            "proffer top --interval 10ms",
+            "proffer task cp :a b",
+            "proffer completions tcsh",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

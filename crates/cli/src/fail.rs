@@ -16,6 +16,10 @@ pub(crate) enum Code {
     Conflict,
     /// `run`: proffer could not start the task.
     NotStarted,
+    /// `task exec`: the program could not be executed.
+    NotExecutable,
+    /// `task exec`: there is no such program.
+    NoProgram,
 }
 
 impl Code {
@@ -28,6 +32,8 @@ impl Code {
             Self::Unavailable => 5,
             Self::Conflict => 6,
             Self::NotStarted => 125,
+            Self::NotExecutable => 126,
+            Self::NoProgram => 127,
         }
     }
 }
@@ -70,7 +76,12 @@ impl From<AdminError> for Failure {
         let what = error.to_string();
         match &error {
             AdminError::Unavailable { .. } => Self::new(Code::Unavailable, what).next(WHERE_ARE_THE_MASTERS),
-            AdminError::Refused { refused, .. } => Self::new(code_of(refused), what),
+            AdminError::Refused { refused, .. } => Self::new(code_of(refused), what).next(match refused.reason.as_str() {
+                "TASK_NOT_RUNNING" => "see its state with `proffer task show`",
+                "NO_SUCH_FILE" => "list what is there with `proffer task files`",
+                "AGENT_UNREACHABLE" => "see the agent with `proffer agent list`",
+                _ => "",
+            }),
             AdminError::Malformed { .. } => {
                 Self::new(Code::Failed, what).next("compare the versions of `proffer` and of the masters")
             }
@@ -113,6 +124,8 @@ impl From<CallError> for Failure {
 
 fn code_of(refused: &Refused) -> Code {
     match refused.kind {
+        // Nothing is wrong with the call: it may go better later.
+        _ if refused.reason == "AGENT_UNREACHABLE" => Code::Unavailable,
         RefusedKind::Invalid | RefusedKind::OutOfRange => Code::Usage,
         RefusedKind::NotFound => Code::NotFound,
         RefusedKind::AlreadyExists | RefusedKind::Precondition => Code::Conflict,

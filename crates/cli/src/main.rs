@@ -47,6 +47,14 @@ async fn dispatch(cli: Cli, out: &Out) -> Result<u8, fail::Failure> {
         Verb::Framework(verb) => cmd::framework::framework(&cluster, verb, out).await?,
         Verb::Offer(args::OfferVerb::List) => cmd::offers(&cluster, out).await?,
         Verb::Master(args::MasterVerb::List) => cmd::masters(&cluster, out).await?,
+        Verb::Events { follow, from } => cmd::events::events(&cluster, follow, from, out).await?,
+        Verb::Top(args) => cmd::top::top(&cluster, args, out).await?,
+        Verb::Completions { shell } => out.text(cmd::complete::script(shell))?,
+        Verb::Complete { words } => {
+            let found = cmd::complete::candidates(&cluster.masters, &words).await;
+            let lines: Vec<String> = found.iter().map(|(value, what)| format!("{value}\t{what}\n")).collect();
+            out.text(&lines.concat())?;
+        }
     }
     Ok(0)
 }

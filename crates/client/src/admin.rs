@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proffer_types::command::AdminId;
-use proffer_types::{AgentId, CellTag, ClusterTime, FrameworkId, RequestId, TaskId};
+use proffer_types::{AgentId, CellTag, ClusterId, ClusterTime, FrameworkId, RequestId, TaskId};
 use proffer_wire::admin::v1 as pb;
 use proffer_wire::admin::v1::admin_service_client::AdminServiceClient;
 use proffer_wire::malformed::Malformed;
@@ -327,7 +327,19 @@ impl AdminClient {
         with(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn client(&self, master: &str) -> Result<AdminServiceClient<Channel>, String> {
+    /// The leader, as far as it is known.
+    pub(crate) fn leader(&self) -> Option<String> {
+        self.known(|known| known.leader.clone())
+    }
+
+    /// The cluster that a stream told of.
+    pub(crate) fn seen_cluster(&self, cluster: &str) {
+        if let Ok(cluster) = cluster.parse::<ClusterId>() {
+            self.known(|known| known.cell = Some(cluster.tag()));
+        }
+    }
+
+    pub(crate) fn client(&self, master: &str) -> Result<AdminServiceClient<Channel>, String> {
         let channel = self.known(|known| known.channels.get(master).cloned());
         let channel = match channel {
             Some(channel) => channel,
@@ -338,7 +350,7 @@ impl AdminClient {
     }
 
     /// Calls the leader, wherever it is, until it decides or time is up.
-    async fn ask<T, F>(
+    pub(crate) async fn ask<T, F>(
         &self,
         what: &'static str,
         call: impl Fn(AdminServiceClient<Channel>) -> F,

@@ -26,8 +26,10 @@ mod channel;
 mod convert;
 pub mod core;
 mod driver;
+pub mod events;
 pub mod executor;
 mod failure;
+pub mod hands;
 pub mod logs;
 pub mod scheduler;
 
@@ -35,6 +37,7 @@ pub use admin::AdminClient;
 pub use core::{
     Accepted, CallError, Ended, Event, Launch, Offer, Part, Refused, RefusedKind, RefusedTask, TaskView,
 };
+pub use events::EventReader;
 pub use logs::{LogReader, LogRequest};
 pub use proffer_wire::rows;
 pub use proffer_wire::told::{LogChunk, LogStream};

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::command::{Answer, Held, Rejection};
+use crate::command::{Answer, Held, Refusal, Rejection};
 use crate::{
     AgentId, AgentInfo, BootId, ClusterId, Denied, Epoch, ExecutorId, FrameworkId, LaunchId, Offer, OfferId,
-    Reason, RequestId, Resources, Role, SessionId, Status, TaskId, TaskSpec,
+    Reason, RequestId, Resources, Role, SessionId, Status, TaskId, TaskSpec, TaskState,
 };
 
 /// To a framework, on its event stream.
@@ -163,13 +163,15 @@ pub enum AgentOrder {
         /// Counts.
         n: u64,
     },
-    /// Bring a task's output over a connection of its own.
+    /// Open a connection for bulk data.
     OpenData {
         /// Names the request.
         ticket: [u8; 16],
         /// For whom.
         principal: String,
-        /// Whose output.
+        /// What it is good for.
+        action: DataAction,
+        /// Which launch; 0 for the whole agent.
         launch: LaunchId,
         /// Void after this (milliseconds).
         expires_ms: u64,
@@ -177,6 +179,24 @@ pub enum AgentOrder {
     /// The session cannot be.
     Refused(AgentRefusal),
 }
+
+named_enum!(
+    /// What a data connection between an agent and a master is for.
+    DataAction {
+        /// A task's output is read.
+        ReadLogs = 1 "read_logs",
+        /// A program is run in a task's container.
+        Exec = 2 "exec",
+        /// A task is joined.
+        Attach = 3 "attach",
+        /// Files of a sandbox are listed or read.
+        ReadFiles = 4 "read_files",
+        /// Files are put into a sandbox.
+        WriteFiles = 5 "write_files",
+        /// What the agent's tasks use is measured.
+        WatchUsage = 6 "watch_usage",
+    }
+);
 
 /// Why an agent's session cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -383,9 +403,35 @@ pub enum Refused {
     /// The state says no.
     #[error("{0}")]
     Rejected(Rejection),
+    /// Nothing of an atomic Accept happened, because of some of its tasks.
+    #[error(
+        "nothing of the atomic call happened: its task {task} (counted from 0 over all operations) was refused: {}{}",
+        refusal.text(),
+        if *more > 0 { format!("; and {more} more") } else { String::new() }
+    )]
+    Atomic {
+        /// The first that was refused for a reason of its own.
+        task: usize,
+        /// Why.
+        refusal: Refusal,
+        /// How many others were.
+        more: usize,
+    },
     /// The caller may not.
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// Only in a running task can anything be done.
+    #[error("the task does not run: it is {state}")]
+    TaskNotRunning {
+        /// Its state.
+        state: TaskState,
+    },
+    /// The agent cannot be asked.
+    #[error("the task's agent is out of contact: try again when it is back")]
+    AgentUnreachable {
+        /// Which.
+        agent: AgentId,
+    },
     /// Nothing of this name.
     #[error("{what} not found")]
     NotFound {

@@ -225,3 +225,30 @@ pub struct StatusSummary {
     /// Frameworks by the name of their state.
     pub frameworks: BTreeMap<String, u64>,
 }
+
+/// Something became true.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventRow {
+    /// The log index at which it did.
+    pub index: u64,
+    /// Its place among what became true at that index.
+    pub ordinal: u32,
+    /// What, as a word.
+    pub kind: String,
+    /// Wall time at the leader (milliseconds since 1970).
+    pub wall_ms: u64,
+    /// The framework it is about.
+    pub framework: Option<FrameworkId>,
+    /// The agent it is about.
+    pub agent: Option<AgentId>,
+    /// The launch it is about.
+    pub launch: Option<LaunchId>,
+    /// The task it is about; empty for none.
+    pub task_id: String,
+    /// The new state, as a word; empty if none changed.
+    pub state: String,
+    /// Why, as a word; empty for no reason.
+    pub reason: String,
+    /// For people.
+    pub text: String,
+}

@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use crate::malformed::{InvalidField, Malformed};
+use crate::told::refusal_code;
 
 /// The domain of our ErrorInfo.
 pub const DOMAIN: &str = "proffer";
@@ -49,7 +50,14 @@ pub fn refused(refused: &Refused) -> Status {
             invalid(&[InvalidField { path: field.clone(), reason: reason.clone() }], 0)
         }
         Refused::Rejected(rejection) => rejected(*rejection),
+        Refused::Atomic { task, refusal, .. } => {
+            let metadata = [("task", task.to_string()), ("refused", refusal_code(*refusal).to_owned())];
+            let metadata = metadata.each_ref().map(|(key, value)| (*key, value.as_str()));
+            status(Code::FailedPrecondition, "ATOMIC", text, &metadata)
+        }
         Refused::Denied(denied) => self::denied(denied),
+        Refused::TaskNotRunning { .. } => status(Code::FailedPrecondition, "TASK_NOT_RUNNING", text, &[]),
+        Refused::AgentUnreachable { .. } => status(Code::FailedPrecondition, "AGENT_UNREACHABLE", text, &[]),
         Refused::NotFound { .. } => status(Code::NotFound, "NOT_FOUND", text, &[]),
     }
 }

@@ -220,3 +220,25 @@ pub struct LogChunk {
     /// Why nothing can be read.
     pub error: Option<String>,
 }
+
+/// A program to run in a task's container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecCommand {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Added to the task's environment.
+    pub env: BTreeMap<String, String>,
+    /// Where it starts; empty for where the task's own program did.
+    pub working_directory: String,
+    /// With a terminal of this size instead of three pipes.
+    pub terminal: Option<WindowSize>,
+}
+
+/// A terminal's size in characters; 0 for the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}

@@ -9,7 +9,7 @@ use proffer_types::container::{
     Seccomp, UserNamespace,
 };
 use proffer_types::event::{
-    AgentOrder, AgentRefusal, AgentReport, Group, Hello, LaunchKind, LaunchOrder, StreamEnd, Update,
+    AgentOrder, AgentRefusal, AgentReport, DataAction, Group, Hello, LaunchKind, LaunchOrder, StreamEnd, Update,
 };
 use proffer_types::{
     AgentId, AgentInfo, AttributeValue, BootId, ClusterId, Epoch, ExecutorId, FrameworkId, FrameworkInfo,
@@ -151,7 +151,7 @@ fn what_a_group_may_not_be() {
     assert!(refused(group(vec![large; 9])).contains("the limit is 524288"));
     let executor = Some(ExecutorSpec { id: ExecutorId::new("ex").unwrap(), spec: Arc::new(spec()) });
     let run = TaskSpec { argv: Vec::new(), executor, ..spec() };
-    assert!(refused(group([spec(), run])).contains("members[1].spec.executor: must not be given"));
+    assert!(refused(group([spec(), run])).contains("members[1].spec.executor: must be that of members[0]"));
     let mut without = group([spec(), spec()]);
     match without.parts[0].operations[0].operation.as_mut() {
         Some(pb::operation::Operation::LaunchGroup(group)) => {
@@ -517,6 +517,7 @@ fn agents_and_masters_understand_each_other() {
     let open = AgentOrder::OpenData {
         ticket: [3; 16],
         principal: "p".into(),
+        action: DataAction::WriteFiles,
         launch: LaunchId(5),
         expires_ms: 1_000,
     };

@@ -1,11 +1,11 @@
 //! The loop that owns the mind, on a thread of its own: takes what comes from Raft and from the served connections,
 //! and does what the mind says. Everyone else holds a [`Handle`].
 
-mod logs;
+mod data;
 mod outbox;
 mod run;
 
-pub use logs::{LogChunks, LogRequest, PendingData};
+pub use data::{DataLink, DataOrder, PendingData, Target};
 pub use outbox::{AgentStream, FrameworkItem, FrameworkStream};
 pub use run::{Driver, MasterSettings};
 
@@ -19,6 +19,7 @@ use proffer_types::event::{Refused, Reply};
 use proffer_types::{AgentId, Caller, ClusterTime, Epoch};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::events::Feed;
 use outbox::Outbox;
 
 /// Calls that may wait for the mind before callers do. One takes some microseconds.
@@ -64,8 +65,8 @@ pub(crate) enum Ask {
     Call { caller: Caller, call: Call, reply: Option<oneshot::Sender<Result<Reply, Refused>>> },
     /// The state.
     View { linearizable: bool, min_index: u64, reply: oneshot::Sender<Result<View, Refused>> },
-    /// A task's output.
-    Logs { caller: Caller, request: LogRequest, reply: oneshot::Sender<Result<LogChunks, Refused>> },
+    /// Bulk data of an agent.
+    Open { caller: Caller, order: Box<DataOrder>, reply: oneshot::Sender<Result<DataLink, Refused>> },
     /// An agent brings the data of a ticket.
     Data { ticket: [u8; 16], reply: oneshot::Sender<Option<PendingData>> },
 }
@@ -86,6 +87,7 @@ pub struct Handle {
     asks: mpsc::Sender<Ask>,
     notices: mpsc::UnboundedSender<Notice>,
     connections: Arc<AtomicU64>,
+    feed: Feed,
 }
 
 impl Handle {
@@ -124,11 +126,16 @@ impl Handle {
         answer.await.unwrap_or(Err(Refused::OutcomeUnknown))
     }
 
-    /// Asks a task's agent for its output.
-    pub async fn read_logs(&self, caller: Caller, request: LogRequest) -> Result<LogChunks, Refused> {
+    /// Asks an agent to dial for bulk data. Returns before it has.
+    pub async fn open_data(&self, caller: Caller, order: DataOrder) -> Result<DataLink, Refused> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Ask::Logs { caller, request, reply }).await?;
+        self.ask(Ask::Open { caller, order: Box::new(order), reply }).await?;
         answer.await.unwrap_or(Err(Refused::OutcomeUnknown))
+    }
+
+    /// What became true lately, on this master, whether it leads or not.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// What an agent that came with `ticket` was asked for; `None` if the ticket is void. A ticket works once.
@@ -168,6 +175,6 @@ pub(crate) struct Inbox {
 pub(crate) fn channel() -> (Handle, Inbox) {
     let (asks, asks_out) = mpsc::channel(INBOX_CALLS);
     let (notices, notices_out) = mpsc::unbounded_channel();
-    let handle = Handle { asks, notices, connections: Arc::new(AtomicU64::new(1)) };
+    let handle = Handle { asks, notices, connections: Arc::new(AtomicU64::new(1)), feed: Feed::default() };
     (handle, Inbox { asks: asks_out, notices: notices_out })
 }

@@ -8,16 +8,18 @@ use proffer_broker::{Effect, LiveOffer, Settings};
 use proffer_raft::{Event as RaftEvent, Role};
 use proffer_registry::Registry;
 use proffer_types::call::{Call, ConnectionId, ReplyId};
-use proffer_types::event::{AgentOrder, FrameworkEvent, Refused, Reply, StreamEnd};
-use proffer_types::{AgentId, Caller, ClusterId, Epoch, LaunchId, MasterId};
+use proffer_types::event::{AgentOrder, DataAction, FrameworkEvent, Refused, Reply, StreamEnd};
+use proffer_types::{AgentId, Caller, ClusterId, Epoch, LaunchId, MasterId, TaskState};
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
-use super::logs::{CHUNKS_QUEUED, TICKET_MS};
+use super::data::{CHUNKS_QUEUED, REQUESTS_QUEUED, TICKET_MS, TICKETS_MAX};
 use super::outbox::Outbox;
 use super::{
-    Ask, FrameworkItem, Handle, Inbox, LogChunks, LogRequest, MasterView, Notice, PendingData, View, channel,
+    Ask, DataLink, DataOrder, FrameworkItem, Handle, Inbox, MasterView, Notice, PendingData, Target, View,
+    channel,
 };
+use crate::events::Feed;
 use crate::mind::{Mind, Now, Output};
 
 /// What a driver needs to know of its master.
@@ -36,8 +38,8 @@ pub struct MasterSettings {
 /// Notices and asks taken between two looks at the clock: a slice of some milliseconds.
 const SLICE: usize = 1_024;
 
-/// When to ask again for the output of a task whose agent has no session at the moment.
-const LOGS_RETRY_MS: u64 = 500;
+/// When to ask again for the data of an agent that has no session at the moment.
+const DATA_RETRY_MS: u64 = 500;
 
 /// When to send a message again for which there was no room.
 const DELIVER_RETRY_MS: u64 = 50;
@@ -82,6 +84,7 @@ pub struct Driver {
     next_read: u64,
     glance: Option<Glance>,
     tickets: BTreeMap<[u8; 16], Ticket>,
+    feed: Feed,
     epoch: Epoch,
     /// Peers that are formed in another cluster.
     strangers: BTreeSet<u64>,
@@ -110,6 +113,7 @@ impl Driver {
             next_read: 0,
             glance: None,
             tickets: BTreeMap::new(),
+            feed: handle.feed().clone(),
             epoch: Epoch::default(),
             strangers: BTreeSet::new(),
             fault: None,
@@ -274,6 +278,7 @@ impl Driver {
         match load() {
             Ok(registry) => {
                 info!(raft.index = index, "state restored from a snapshot");
+                self.feed.restored(index, registry.cluster());
                 self.mind.on_restore(registry);
             }
             Err(error) => self.fault = Some(format!("snapshot at index {index}: {error:#}")),
@@ -317,8 +322,8 @@ impl Driver {
                     self.answer_early();
                 }
             }
-            Ask::Logs { caller, request, reply } => {
-                let result = self.open_logs(&caller, request);
+            Ask::Open { caller, order, reply } => {
+                let result = self.open_data(&caller, *order);
                 let _ = reply.send(result);
             }
             Ask::Data { ticket, reply } => {
@@ -431,30 +436,39 @@ impl Driver {
         Refused::NotLeader { leader: self.mind.leader_address().filter(|_| !leads).map(str::to_owned) }
     }
 
-    fn open_logs(&mut self, caller: &Caller, request: LogRequest) -> Result<LogChunks, Refused> {
+    fn open_data(&mut self, caller: &Caller, order: DataOrder) -> Result<DataLink, Refused> {
         let Some(broker) = self.mind.broker() else { return Err(self.not_leader()) };
-        let (launch, agent) = find_task(self.mind.registry(), &request)
-            .ok_or_else(|| Refused::NotFound { what: format!("task `{}`", request.task) })?;
-        if self.mind.registry().agent(agent).is_none() {
-            return Err(Refused::NotFound {
-                what: "the task's agent, which was removed: its output is".into(),
-            });
+        let registry = self.mind.registry();
+        let (launch, agent) = find_target(registry, &order)?;
+        match registry.agent(agent) {
+            None => {
+                let what = "the task's agent, which was removed: what it kept is".into();
+                return Err(Refused::NotFound { what });
+            }
+            Some(agent) if !agent.is_reachable() => return Err(Refused::AgentUnreachable { agent: agent.id }),
+            Some(_) => {}
         }
         // It may be on its way to this leader.
-        let away = || Refused::Busy { retry_ms: LOGS_RETRY_MS };
+        let away = || Refused::Busy { retry_ms: DATA_RETRY_MS };
         let outbox = broker.agent_connection(agent).and_then(|at| self.agents.get(&at)).ok_or_else(away)?;
+        if self.tickets.len() >= TICKETS_MAX {
+            return Err(away());
+        }
         let mut ticket = [0; 16];
         getrandom::fill(&mut ticket).map_err(|_| Refused::Busy { retry_ms: 1_000 })?;
         let (chunks, read) = tokio::sync::mpsc::channel(CHUNKS_QUEUED);
+        let (say, requests) = tokio::sync::mpsc::channel(REQUESTS_QUEUED);
         outbox.push(AgentOrder::OpenData {
             ticket,
             principal: caller.principal.to_string(),
+            action: order.action,
             launch,
             expires_ms: TICKET_MS,
         });
         let expires = Instant::now() + Duration::from_millis(TICKET_MS);
-        self.tickets.insert(ticket, Ticket { data: PendingData { launch, request, chunks }, expires });
-        Ok(read)
+        let first = proffer_wire::agent::v1::DataRequest { launch_id: launch.0, ..order.first };
+        self.tickets.insert(ticket, Ticket { data: PendingData { first, requests, chunks }, expires });
+        Ok(DataLink { chunks: read, requests: say })
     }
 
     /// Does what the mind says.
@@ -472,6 +486,9 @@ impl Driver {
                     proposals.push((tag, data));
                 }
                 Output::Effect(effect) => self.effect(effect),
+                Output::Told { applied, events } => {
+                    self.feed.push(applied, self.mind.registry().cluster(), events);
+                }
                 Output::Leads { epoch } => {
                     self.epoch = epoch;
                     info!(raft.term = epoch.term, "this master leads");
@@ -566,12 +583,25 @@ impl Driver {
     }
 }
 
-fn find_task(registry: &Registry, request: &LogRequest) -> Option<(LaunchId, AgentId)> {
-    let live = registry.task_by_name(request.framework, &request.task);
+/// The launch and the agent that an order is about.
+fn find_target(registry: &Registry, order: &DataOrder) -> Result<(LaunchId, AgentId), Refused> {
+    let (framework, name) = match &order.target {
+        Target::Agent(agent) if registry.agent(*agent).is_some() => return Ok((LaunchId(0), *agent)),
+        Target::Agent(_) => return Err(Refused::NotFound { what: "the agent".into() }),
+        Target::Task { framework, task } => (*framework, task),
+    };
+    let live = registry.task_by_name(framework, name);
     // Of several finished tasks of one name the last one is meant.
-    let finished =
-        || registry.history_of_framework(request.framework).filter(|t| t.task_id == request.task).last();
-    live.or_else(finished).map(|task| (task.launch_id, task.agent))
+    let finished = || registry.history_of_framework(framework).filter(|t| t.task_id == *name).last();
+    let task =
+        live.or_else(finished).ok_or_else(|| Refused::NotFound { what: format!("task `{name}`") })?;
+    let needs_it_running = matches!(order.action, DataAction::Exec | DataAction::Attach);
+    let state = task.status.state;
+    if needs_it_running && (state.is_terminal() || matches!(state, TaskState::Staging | TaskState::Starting))
+    {
+        return Err(Refused::TaskNotRunning { state });
+    }
+    Ok((task.launch_id, task.agent))
 }
 
 #[cfg(test)]

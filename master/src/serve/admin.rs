@@ -3,28 +3,31 @@
 use std::collections::BTreeMap;
 
 use proffer_types::command::Rejection;
+use proffer_types::event::DataAction;
 use proffer_types::resources::{AMOUNT_MAX, Custom, Quantities, Resources, ScalarKind};
 use proffer_types::{
-    Agent, AgentId, AgentState, Framework, FrameworkId, FrameworkState, MasterId, Task, TaskId,
+    Agent, AgentId, AgentState, Framework, FrameworkId, FrameworkState, LaunchId, MasterId, Task, TaskId,
 };
 use proffer_wire::admin::v1 as pb;
 use proffer_wire::admin::v1::admin_service_server::AdminService;
-use proffer_wire::agent::v1 as agent_pb;
+use proffer_wire::agent::v1::data_chunk::Answer;
+use proffer_wire::agent::v1::data_request::Ask;
 use proffer_wire::malformed::Malformed;
 use proffer_wire::rows::{
     AgentRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary,
     TaskFilter, TaskRow, ViewStamp,
 };
-use proffer_wire::told::LogStream;
 use proffer_wire::{from_proto, status, to_proto};
 use prost::Message;
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::connection;
+use super::pack::Outlet;
+use super::relay::{self, Answers};
 use super::scheduler::settle;
-use crate::driver::{Handle, LogChunks, LogRequest, View};
+use super::{connection, watch};
+use crate::driver::{DataOrder, Handle, Target, View};
+use crate::events::Cursor;
 
 /// A page's rows are below 1 MiB, the most that is sent in one message, with room for what is beside them.
 const PAGE_BYTES: usize = 1_000_000;
@@ -92,7 +95,12 @@ async fn read<T: Send + 'static>(reader: impl FnOnce() -> T + Send + 'static) ->
 
 #[tonic::async_trait]
 impl AdminService for Admin {
-    type ReadLogsStream = ReceiverStream<Result<pb::ReadLogsResponse, Status>>;
+    type ReadLogsStream = Answers<pb::ReadLogsResponse>;
+    type WatchEventsStream = Answers<pb::WatchEventsResponse>;
+    type ExecStream = Answers<pb::ExecResponse>;
+    type AttachStream = Answers<pb::AttachResponse>;
+    type ReadFilesStream = Answers<pb::ReadFilesResponse>;
+    type WatchUsageStream = Answers<pb::WatchUsageResponse>;
 
     async fn get_status(
         &self,
@@ -242,47 +250,124 @@ impl AdminService for Admin {
     ) -> Result<Response<Self::ReadLogsStream>, Status> {
         let caller = connection(&request)?.caller().clone();
         let (framework, task, range) = parsed(from_proto::read_logs(request.into_inner()))?;
-        let stream = match range.stream {
-            LogStream::Stdout => agent_pb::Stream::Stdout,
-            LogStream::Stderr => agent_pb::Stream::Stderr,
-        };
-        let (offset, limit, follow) = (range.offset, range.limit, range.follow);
-        let wanted = LogRequest { framework, task, stream, offset, limit, follow };
-        let chunks =
-            self.handle.read_logs(caller, wanted).await.map_err(|refused| status::refused(&refused))?;
-        let (responses, stream) = mpsc::channel(1);
-        tokio::spawn(show(chunks, responses));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        // The launch is filled in where the task is looked up.
+        let first = to_proto::data_request(LaunchId(0), range);
+        let target = Target::Task { framework, task };
+        let order = DataOrder { target, action: DataAction::ReadLogs, first };
+        let link = relay::open_with(&self.handle, caller, order).await?;
+        Ok(Response::new(relay::show(link.chunks, Some(link.requests), relay::logs_response)))
     }
-}
 
-/// Shows a reader what an agent brings. A reader that is slow slows the agent's data connection and nothing else.
-async fn show(mut chunks: LogChunks, responses: mpsc::Sender<Result<pb::ReadLogsResponse, Status>>) {
-    loop {
-        let chunk = tokio::select! {
-            chunk = chunks.recv() => chunk,
-            () = responses.closed() => return,
+    async fn watch_events(
+        &self,
+        request: Request<pb::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let (outlet, messages) = Outlet::new(connection(&request)?.hang_up());
+        let request = request.into_inner();
+        let after = request.after.map(|at| Cursor { index: at.index, ordinal: at.ordinal });
+        let feed = self.handle.feed().clone();
+        // At once, so that a call and not only its stream fails.
+        feed.read(after, 0).map_err(|lost| watch::resync(&lost))?;
+        tokio::spawn(watch::tell(feed, after, request.follow, outlet));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<pb::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        let caller = connection(&request)?.caller().clone();
+        let mut inbound = request.into_inner();
+        let first = relay::first(&mut inbound).await?;
+        let Some(pb::exec_request::Message::Start(start)) = &first.message else {
+            return Err(relay::out_of_place("an exec begins with `start`"));
         };
-        let Some(chunk) = chunk else {
-            let text = "the task's agent brings no more: repeat from the last offset".to_owned();
-            return drop(
-                responses.send(Err(status::status(Code::Unavailable, "AGENT_LOST", text, &[]))).await,
-            );
+        let target = relay::task(start.framework_id, &start.task_id)?;
+        parsed(from_proto::exec_start(start))?;
+        let link =
+            relay::open(&self.handle, caller, target, DataAction::Exec, Ask::Exec(first)).await?;
+        let end = pb::ExecRequest {
+            message: Some(pb::exec_request::Message::InputEnd(pb::InputEnd {})),
         };
-        if !chunk.error.is_empty() {
-            let unreadable = status::status(Code::FailedPrecondition, "LOGS_UNREADABLE", chunk.error, &[]);
-            return drop(responses.send(Err(unreadable)).await);
-        }
-        let end = chunk.end;
-        if !chunk.data.is_empty() || chunk.lost > 0 {
-            let response = pb::ReadLogsResponse { offset: chunk.offset, data: chunk.data, lost: chunk.lost };
-            if responses.send(Ok(response)).await.is_err() {
-                return;
-            }
-        }
-        if end {
-            return;
-        }
+        relay::pass_on(inbound, link.requests, Ask::Exec, Some(Ask::Exec(end)));
+        Ok(Response::new(relay::show(link.chunks, None, relay::exec_response)))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<pb::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let caller = connection(&request)?.caller().clone();
+        let mut inbound = request.into_inner();
+        let first = relay::first(&mut inbound).await?;
+        let Some(pb::attach_request::Message::Start(start)) = &first.message else {
+            return Err(relay::out_of_place("an attach begins with `start`"));
+        };
+        let target = relay::task(start.framework_id, &start.task_id)?;
+        let link =
+            relay::open(&self.handle, caller, target, DataAction::Attach, Ask::Attach(first)).await?;
+        relay::pass_on(inbound, link.requests, Ask::Attach, None);
+        Ok(Response::new(relay::show(link.chunks, None, relay::attach_response)))
+    }
+
+    async fn list_files(
+        &self,
+        request: Request<pb::ListFilesRequest>,
+    ) -> Result<Response<pb::ListFilesResponse>, Status> {
+        let caller = connection(&request)?.caller().clone();
+        let request = request.into_inner();
+        let target = relay::task(request.framework_id, &request.task_id)?;
+        parsed(from_proto::sandbox_path(&request.path, "path"))?;
+        let ask = Ask::ListFiles(request);
+        let link = relay::open(&self.handle, caller, target, DataAction::ReadFiles, ask).await?;
+        let pick = |answer| if let Answer::ListFiles(list) = answer { Some(list) } else { None };
+        Ok(Response::new(relay::answer(link.chunks, pick).await?))
+    }
+
+    async fn read_files(
+        &self,
+        request: Request<pb::ReadFilesRequest>,
+    ) -> Result<Response<Self::ReadFilesStream>, Status> {
+        let caller = connection(&request)?.caller().clone();
+        let request = request.into_inner();
+        let target = relay::task(request.framework_id, &request.task_id)?;
+        parsed(from_proto::sandbox_path(&request.path, "path"))?;
+        let ask = Ask::ReadFiles(request);
+        let link = relay::open(&self.handle, caller, target, DataAction::ReadFiles, ask).await?;
+        Ok(Response::new(relay::show(link.chunks, Some(link.requests), relay::files_response)))
+    }
+
+    async fn write_files(
+        &self,
+        request: Request<Streaming<pb::WriteFilesRequest>>,
+    ) -> Result<Response<pb::WriteFilesResponse>, Status> {
+        let caller = connection(&request)?.caller().clone();
+        let mut inbound = request.into_inner();
+        let first = relay::first(&mut inbound).await?;
+        let Some(start) = &first.start else {
+            return Err(relay::out_of_place("a writing of files begins with `start`"));
+        };
+        let target = relay::task(start.framework_id, &start.task_id)?;
+        parsed(from_proto::sandbox_path(&start.path, "start.path"))?;
+        parsed(from_proto::file_name(&start.name, "start.name"))?;
+        let ask = Ask::WriteFiles(first);
+        let link = relay::open(&self.handle, caller, target, DataAction::WriteFiles, ask).await?;
+        relay::pass_on(inbound, link.requests, Ask::WriteFiles, None);
+        let pick = |answer| if let Answer::WriteFiles(done) = answer { Some(done) } else { None };
+        Ok(Response::new(relay::answer(link.chunks, pick).await?))
+    }
+
+    async fn watch_usage(
+        &self,
+        request: Request<pb::WatchUsageRequest>,
+    ) -> Result<Response<Self::WatchUsageStream>, Status> {
+        let caller = connection(&request)?.caller().clone();
+        let request = request.into_inner();
+        let target = relay::agent(request.agent_id)?;
+        parsed(from_proto::usage_interval(request.interval_ms))?;
+        let ask = Ask::WatchUsage(request);
+        let link = relay::open(&self.handle, caller, target, DataAction::WatchUsage, ask).await?;
+        Ok(Response::new(relay::show(link.chunks, Some(link.requests), relay::usage_response)))
     }
 }
 

@@ -16,8 +16,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::pack::{Gone, ITEMS_MAX, Outlet, Packer};
+use super::relay::carry;
 use super::{connection, leader};
-use crate::driver::{AgentStream, Handle, PendingData};
+use crate::driver::{AgentStream, Handle};
 
 /// How long a new session or data connection may take to say who it is.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,38 +88,9 @@ impl AgentService for Agents {
         let ticket: [u8; 16] = ticket.as_ref().try_into().map_err(|_| void())?;
         let data = self.handle.data_connection(ticket).await.ok_or_else(void)?;
         let (requests, stream) = mpsc::channel(1);
-        let wanted = pb::DataRequest {
-            launch_id: data.launch.0,
-            stream: data.request.stream.into(),
-            offset: data.request.offset,
-            limit: data.request.limit,
-            follow: data.request.follow,
-        };
-        // There is room for one, and its other end is held here.
-        let _ = requests.try_send(Ok(wanted));
         tokio::spawn(carry(inbound, data, requests));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
-}
-
-/// Carries what an agent brings to whoever asked for it. Dropping `requests` tells the agent that it is enough.
-async fn carry(
-    mut inbound: Streaming<pb::DataChunk>,
-    data: PendingData,
-    requests: mpsc::Sender<Result<pb::DataRequest, Status>>,
-) {
-    loop {
-        let chunk = tokio::select! {
-            chunk = inbound.message() => chunk,
-            () = data.chunks.closed() => break,
-        };
-        let Ok(Some(chunk)) = chunk else { break };
-        let last = chunk.end || !chunk.error.is_empty();
-        if data.chunks.send(chunk).await.is_err() || last {
-            break;
-        }
-    }
-    drop(requests);
 }
 
 /// A session that is not open yet.

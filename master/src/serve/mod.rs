@@ -5,11 +5,13 @@ mod admin;
 mod agent;
 mod body;
 mod pack;
+mod relay;
 mod rpc;
 mod scheduler;
 #[cfg(test)]
 mod tests;
 mod until;
+mod watch;
 
 use std::convert::Infallible;
 use std::pin::Pin;

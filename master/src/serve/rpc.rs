@@ -86,6 +86,20 @@ rpcs! {
     TeardownFramework = "/proffer.admin.v1.AdminService/TeardownFramework",
     /// A task's output.
     ReadLogs = "/proffer.admin.v1.AdminService/ReadLogs",
+    /// What becomes true.
+    WatchEvents = "/proffer.admin.v1.AdminService/WatchEvents",
+    /// A program in a task's container.
+    Exec = "/proffer.admin.v1.AdminService/Exec",
+    /// A task's terminal.
+    Attach = "/proffer.admin.v1.AdminService/Attach",
+    /// A sandbox's files.
+    ListFiles = "/proffer.admin.v1.AdminService/ListFiles",
+    /// What is in them.
+    ReadFiles = "/proffer.admin.v1.AdminService/ReadFiles",
+    /// Files for a sandbox.
+    WriteFiles = "/proffer.admin.v1.AdminService/WriteFiles",
+    /// What an agent's tasks use.
+    WatchUsage = "/proffer.admin.v1.AdminService/WatchUsage",
     /// Whether the master serves.
     HealthCheck = "/grpc.health.v1.Health/Check",
     /// The same, as a stream.
@@ -132,10 +146,16 @@ impl Rpc {
             | Self::ListFrameworks
             | Self::GetFramework
             | Self::ListOffers
-            | Self::ListMasters => Action::Read,
+            | Self::ListMasters
+            | Self::WatchEvents
+            | Self::WatchUsage => Action::Read,
             Self::KillTask => Action::KillTask,
             Self::TeardownFramework => Action::TeardownFramework,
             Self::ReadLogs => Action::ReadLogs,
+            Self::Exec => Action::Exec,
+            Self::Attach => Action::Attach,
+            Self::ListFiles | Self::ReadFiles => Action::ReadFiles,
+            Self::WriteFiles => Action::WriteFiles,
             Self::HealthCheck | Self::HealthWatch | Self::Reflection | Self::ReflectionAlpha => Action::Read,
         }
     }
@@ -155,7 +175,14 @@ impl Rpc {
             | Self::GetFramework
             | Self::ListOffers
             | Self::ListMasters
-            | Self::ReadLogs => Class::Read,
+            | Self::ReadLogs
+            | Self::WatchEvents
+            | Self::Exec
+            | Self::Attach
+            | Self::ListFiles
+            | Self::ReadFiles
+            | Self::WriteFiles
+            | Self::WatchUsage => Class::Read,
             Self::Subscribe
             | Self::Decline
             | Self::Suppress
@@ -186,12 +213,31 @@ impl Rpc {
 
     /// Whether its caller sends a stream: such a body may stay open for ever, but not in the middle of a message.
     pub fn takes_stream(self) -> bool {
-        matches!(self, Self::Session | Self::Data | Self::Reflection | Self::ReflectionAlpha)
+        matches!(
+            self,
+            Self::Session
+                | Self::Data
+                | Self::Exec
+                | Self::Attach
+                | Self::WriteFiles
+                | Self::Reflection
+                | Self::ReflectionAlpha
+        )
     }
 
     /// Whether it answers with a stream.
     pub fn gives_stream(self) -> bool {
-        self.takes_stream() || matches!(self, Self::Subscribe | Self::ReadLogs | Self::HealthWatch)
+        let unary = matches!(self, Self::WriteFiles);
+        let streams = matches!(
+            self,
+            Self::Subscribe
+                | Self::ReadLogs
+                | Self::WatchEvents
+                | Self::ReadFiles
+                | Self::WatchUsage
+                | Self::HealthWatch
+        );
+        (self.takes_stream() && !unary) || streams
     }
 
     /// Whether it may have taken effect although its caller's deadline has passed.
@@ -199,7 +245,12 @@ impl Rpc {
         matches!(self.class(), Class::Write)
             || matches!(
                 self,
-                Self::Kill | Self::KillTask | Self::Acknowledge | Self::Teardown | Self::Subscribe
+                Self::Kill
+                    | Self::KillTask
+                    | Self::Acknowledge
+                    | Self::Teardown
+                    | Self::Subscribe
+                    | Self::WriteFiles
             )
     }
 }

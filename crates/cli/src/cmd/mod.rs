@@ -1,10 +1,14 @@
 //! The verbs.
 
 pub(crate) mod agent;
+pub(crate) mod complete;
 pub(crate) mod dev;
+pub(crate) mod events;
 pub(crate) mod framework;
+pub(crate) mod hands;
 pub(crate) mod run;
 pub(crate) mod task;
+pub(crate) mod top;
 
 use proffer_client::AdminClient;
 use proffer_types::CellTag;

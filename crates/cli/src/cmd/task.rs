@@ -6,7 +6,7 @@ use proffer_client::rows::TaskFilter;
 use proffer_client::{LogReader, LogRequest, LogStream};
 use proffer_types::{FrameworkId, TaskId};
 
-use super::Cluster;
+use super::{Cluster, hands};
 use super::run::output::{Printer, Sink};
 use crate::args::{Stream, TaskVerb};
 use crate::fail::Failure;
@@ -40,6 +40,14 @@ pub(crate) async fn task(cluster: &Cluster, verb: TaskVerb, out: &Out) -> Result
             let (framework, task) = ids::task(cluster, &task).await?;
             return logs(cluster, framework, &task, follow, stream).await;
         }
+        TaskVerb::Exec(args) => return hands::exec::exec(cluster, args).await,
+        TaskVerb::Attach { task, no_stdin } => {
+            return hands::attach::attach(cluster, &task, no_stdin, out).await;
+        }
+        TaskVerb::Files { task, path, all } => {
+            return hands::files::files(cluster, &task, &path, all, out).await;
+        }
+        TaskVerb::Cp { from, to } => return hands::copy::copy(cluster, from, to, out).await,
         TaskVerb::Kill { task, grace } => {
             for given in &task {
                 let (framework, task) = ids::task(cluster, given).await?;

@@ -50,14 +50,46 @@ impl Out {
         self.quiet
     }
 
+    /// The format asked for.
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether colours are wanted.
+    pub(crate) fn colour(&self) -> bool {
+        self.colour
+    }
+
+    /// Prints a text as it is.
+    pub(crate) fn text(&self, text: &str) -> Result<(), Failure> {
+        print(text).map(drop)
+    }
+
+    /// Prints one object of a stream: a line, in JSON too. `false` if nobody reads any more.
+    pub(crate) fn line<T: Serialize>(&self, one: &T, short: impl Fn(&T) -> String) -> Result<bool, Failure> {
+        print(&match self.format {
+            Format::Table => short(one) + "\n",
+            Format::Json | Format::Jsonl => line(one),
+        })
+    }
+
+    /// Prints one document in JSON, in a line where lines are wanted.
+    pub(crate) fn document(&self, one: &impl Serialize) -> Result<(), Failure> {
+        print(&match self.format {
+            Format::Jsonl => line(one),
+            Format::Json | Format::Table => pretty(one),
+        })
+        .map(drop)
+    }
+
     /// Prints a list.
     pub(crate) fn list<R: Record>(&self, rows: &[R]) -> Result<(), Failure> {
-        print(&self.list_text(rows, text::now_ms()))
+        print(&self.list_text(rows, text::now_ms())).map(drop)
     }
 
     /// Prints one object.
     pub(crate) fn show<R: Record>(&self, one: &R) -> Result<(), Failure> {
-        print(&self.show_text(one, &one.id(), &one.details()))
+        print(&self.show_text(one, &one.id(), &one.details())).map(drop)
     }
 
     /// Prints the cluster at a glance.
@@ -66,6 +98,7 @@ impl Out {
             Format::Table => status.text(),
             _ => self.show_text(status, &status.cluster_id, &[]),
         })
+        .map(drop)
     }
 
     fn list_text<R: Record>(&self, rows: &[R], now_ms: u64) -> String {
@@ -124,14 +157,13 @@ fn pretty(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("rows have text keys and finite numbers only") + "\n"
 }
 
-/// Writes to stdout. A reader that has gone away has seen enough.
-fn print(text: &str) -> Result<(), Failure> {
+/// Writes to stdout. A reader that has gone away has seen enough: `false`.
+fn print(text: &str) -> Result<bool, Failure> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Code::Failed, format!("cannot write to stdout: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(Code::Failed, format!("cannot write to stdout: {error}"))),
     }
 }
 

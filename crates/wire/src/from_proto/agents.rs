@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proffer_types::command::Held;
-use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, Group, Hello, LaunchKind, LaunchOrder, grouped};
+use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, DataAction, Group, Hello, LaunchKind, LaunchOrder, grouped};
 use proffer_types::limits::{EXECUTOR_MESSAGE_BYTES_MAX, SPEC_BYTES_MAX};
 use proffer_types::{AgentId, AgentInfo, AttributeValue, Epoch, ExecutorId, FrameworkId, LaunchId, Reason};
 
@@ -216,16 +216,34 @@ fn order(item: pb::MasterItem, at: &Path<'_>, problems: &mut Problems) -> Option
             AgentOrder::Message { launch, data }
         }
         Some(Item::Ping(ping)) => AgentOrder::Ping { n: ping.n },
-        Some(Item::OpenData(open)) => AgentOrder::OpenData {
-            ticket: sixteen(&open.ticket, at.field("ticket"), problems)?,
-            principal: open.principal,
-            launch: LaunchId(id(open.launch_id, at.field("launch_id"), problems)?),
-            expires_ms: open.expires_ms,
-        },
+        Some(Item::OpenData(open)) => {
+            let action = data_action(open.action, at.field("action"), problems)?;
+            AgentOrder::OpenData {
+                ticket: sixteen(&open.ticket, at.field("ticket"), problems)?,
+                principal: open.principal,
+                action,
+                launch: LaunchId(match action {
+                    DataAction::WatchUsage => open.launch_id,
+                    _ => id(open.launch_id, at.field("launch_id"), problems)?,
+                }),
+                expires_ms: open.expires_ms,
+            }
+        }
         Some(Item::Refused(refused)) => {
             AgentOrder::Refused(refusal(&refused.code, at.field("code"), problems)?)
         }
     })
+}
+
+fn data_action(number: i32, at: Path<'_>, problems: &mut Problems) -> Option<DataAction> {
+    match pb::DataAction::try_from(number) {
+        // Of the first release, which knew nothing else.
+        Ok(pb::DataAction::Unspecified) => Some(DataAction::ReadLogs),
+        _ => match DataAction::from_number(number) {
+            Some(action) => Some(action),
+            None => problems.unsupported(at, format_args!("{number} is not known to this version")),
+        },
+    }
 }
 
 /// A kill's reason; a word of a later version becomes the plainest one.

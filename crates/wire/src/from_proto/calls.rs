@@ -140,8 +140,9 @@ fn group(given: pb::LaunchGroup, at: &Path<'_>, problems: &mut Problems) -> Opti
             None => problems.invalid(at.field("task"), "must be given"),
         };
         let (Some(spec), Some(task)) = (spec, task) else { continue };
-        if spec.executor.is_some() {
-            let text = "must not be given: who runs a task for others cannot start it together with them";
+        let first: Option<&Member> = members.first();
+        if first.is_some_and(|first| first.spec.executor != spec.executor) {
+            let text = "must be that of members[0]: only who runs them all can start them together";
             problems.invalid::<()>(at.field("spec").field("executor"), text);
         }
         bytes += spec.encoded_bytes();

@@ -9,6 +9,7 @@ pub(crate) mod container;
 pub(crate) mod events;
 mod executors;
 pub(crate) mod frameworks;
+mod hands;
 pub(crate) mod image;
 pub(crate) mod offers;
 mod records;
@@ -36,6 +37,7 @@ pub use calls::{
 pub use commands::entry;
 pub use events::{accept_response, events};
 pub use executors::{executor_events, executor_message, executor_subscribe, executor_updates};
+pub use hands::{event_row, exec_start, file_name, sandbox_path, usage_interval, window_size};
 pub use image::segment;
 
 pub(crate) fn role(path: &str, at: Path<'_>, problems: &mut Problems) -> Option<Role> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proffer_types::command::Held;
-use proffer_types::event::{AgentOrder, AgentReport, Hello, LaunchKind, LaunchOrder};
+use proffer_types::event::{AgentOrder, AgentReport, DataAction, Hello, LaunchKind, LaunchOrder};
 use proffer_types::{AgentId, AgentInfo, AttributeValue, Epoch, LaunchId, Status};
 
 use super::{epoch, resources, sixteen, status, task_spec};
@@ -122,9 +122,10 @@ pub fn agent_order(order: &AgentOrder) -> Vec<pb::MasterItem> {
                 Item::Message(pb::Message { launch_id: launch.0, data: Bytes::copy_from_slice(data) })
             }
             AgentOrder::Ping { n } => Item::Ping(pb::Ping { n: *n }),
-            AgentOrder::OpenData { ticket, principal, launch, expires_ms } => Item::OpenData(pb::OpenData {
+            AgentOrder::OpenData { ticket, principal, action, launch, expires_ms } => Item::OpenData(pb::OpenData {
                 ticket: Bytes::copy_from_slice(ticket),
                 principal: principal.clone(),
+                action: data_action(*action).into(),
                 launch_id: launch.0,
                 expires_ms: *expires_ms,
             }),
@@ -144,6 +145,17 @@ pub fn agent_order(order: &AgentOrder) -> Vec<pb::MasterItem> {
                 .into(),
             }),
     })]
+}
+
+fn data_action(action: DataAction) -> pb::DataAction {
+    match action {
+        DataAction::ReadLogs => pb::DataAction::ReadLogs,
+        DataAction::Exec => pb::DataAction::Exec,
+        DataAction::Attach => pb::DataAction::Attach,
+        DataAction::ReadFiles => pb::DataAction::ReadFiles,
+        DataAction::WriteFiles => pb::DataAction::WriteFiles,
+        DataAction::WatchUsage => pb::DataAction::WatchUsage,
+    }
 }
 
 fn launch_order(order: &LaunchOrder) -> pb::Launch {
@@ -186,6 +198,7 @@ pub fn data_chunk(ticket: Bytes, stream: LogStream, chunk: LogChunk) -> pb::Data
         end: chunk.end,
         lost: chunk.lost,
         error: chunk.error.unwrap_or_default(),
+        ..pb::DataChunk::default()
     }
 }
 
@@ -197,6 +210,7 @@ pub fn data_request(launch: LaunchId, range: LogRange) -> pb::DataRequest {
         offset: range.offset,
         limit: range.limit,
         follow: range.follow,
+        ask: None,
     }
 }
 

@@ -29,8 +29,13 @@ pub(crate) fn code(status: &Status) -> u8 {
         | Reason::LaunchInterrupted
         | Reason::UserRefused
         | Reason::Unsupported
+        | Reason::ContainerRefused
+        | Reason::GroupNotStarted
+        | Reason::ExecutorUnregistered
         | Reason::AgentUnreachable
         | Reason::KilledDuringLaunch => NOT_STARTED,
+        // As timeout(1) says it.
+        Reason::MaxCompletion => 124,
         _ if matches!(status.state, TaskState::Dropped | TaskState::Error) => NOT_STARTED,
         Reason::None
         | Reason::ExitCode
@@ -44,6 +49,11 @@ pub(crate) fn code(status: &Status) -> u8 {
         | Reason::KillRequested
         | Reason::KilledByOperator
         | Reason::FrameworkRemoved
+        | Reason::Unhealthy
+        | Reason::CheckChanged
+        | Reason::GroupEnded
+        | Reason::ExecutorEnded
+        | Reason::ExecutorMisbehaved
         | Reason::Reconciliation => match (own, signal) {
             (Some(code), _) => code,
             (None, Some(signal)) => 128 + signal,

@@ -1,6 +1,6 @@
 //! `proffer run`: a framework of its own that launches one command, or an array of it, and returns what came of it.
 
-mod exit;
+pub(crate) mod exit;
 pub(crate) mod output;
 mod plan;
 

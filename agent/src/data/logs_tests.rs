@@ -1,6 +1,11 @@
 use std::sync::{Arc, Mutex};
 
+use proffer_types::LaunchId;
+use proffer_wire::agent::v1 as pb;
+use tokio::sync::mpsc;
+
 use super::*;
+use crate::data::wake::Wakers;
 
 /// A log that the test writes.
 #[derive(Clone, Default)]
@@ -31,6 +36,10 @@ impl Logs for Written {
     }
 }
 
+fn wake() -> Wake {
+    Wakers::new().subscribe(LaunchId(1), None)
+}
+
 fn range(offset: i64, limit: u64, follow: bool) -> LogRange {
     LogRange { stream: LogStream::Stdout, offset, limit, follow }
 }
@@ -38,7 +47,8 @@ fn range(offset: i64, limit: u64, follow: bool) -> LogRange {
 async fn all(logs: &Written, range: LogRange) -> Vec<pb::DataChunk> {
     let (chunks, mut read) = mpsc::channel(4);
     let logs = logs.clone();
-    let copying = tokio::spawn(async move { copy(&logs, range, &chunks).await.is_ok() });
+    let copying =
+        tokio::spawn(async move { copy(&logs, range, &wake(), &Outbound { chunks }).await.is_ok() });
     let mut list = Vec::new();
     while let Some(chunk) = read.recv().await {
         list.push(chunk);
@@ -82,7 +92,7 @@ async fn a_follower_goes_on_until_the_task_has_ended() {
     let (chunks, mut read) = mpsc::channel(4);
     let copying = tokio::spawn({
         let logs = logs.clone();
-        async move { copy(&logs, range(0, 0, true), &chunks).await.is_ok() }
+        async move { copy(&logs, range(0, 0, true), &wake(), &Outbound { chunks }).await.is_ok() }
     });
     assert_eq!(read.recv().await.unwrap().data, "one ");
     logs.write(b"two ");
@@ -104,5 +114,5 @@ async fn a_reader_that_leaves_ends_the_reading() {
     let (chunks, read) = mpsc::channel(4);
     logs.write(b"0123456789x");
     drop(read);
-    assert!(copy(&logs, range(0, 0, true), &chunks).await.is_err());
+    assert!(copy(&logs, range(0, 0, true), &wake(), &Outbound { chunks }).await.is_err());
 }
