@@ -132,7 +132,7 @@ pub(super) fn run(args: &Args) -> Result<bool> {
         "bench": "launch", "what": "summary", "commit": commit(), "rounds": args.rounds, "tasks": args.tasks,
         "slots": args.slots, "profile": programs.profile, "binaries": programs.json(),
         "per_second": told.rates.json(), "of_spawn_floor": told.of_spawn.json(),
-        "of_nscg_floor": told.of_container.json(), "launch": told.latency.json(),
+        "of_nscg_floor": told.of_container.json(), "cpu": told.cpu.json(), "launch": told.latency.json(),
     });
     for subject in subjects {
         for load in subject.loads {
@@ -163,20 +163,30 @@ fn subject(args: &Args, programs: &Programs, containerizer: &str, masters: u16) 
 struct Floors {
     spawn: f64,
     container: f64,
+    /// Processor time of a launch (microseconds).
+    spawn_cpu_us: f64,
+    container_cpu_us: f64,
     json: Value,
 }
 
 fn floors(floor: &Floor, cores: &str, told: &mut Summary) -> Result<Floors> {
     let mut all = serde_json::Map::new();
-    let mut rate = |kind: Kind| -> Result<f64> {
+    let mut rate = |kind: Kind| -> Result<(f64, f64)> {
         let figure = floor.launches(kind, 8, cores)?;
-        let rate = number(&figure, "per_second")?;
-        told.rates.note(&format!("floor {} cores={}", kind.name(), cores.split(',').count()), rate);
+        let rate = (number(&figure, "per_second")?, number(&figure, "cpu_us_each")?);
+        told.rates.note(&format!("floor {} cores={}", kind.name(), cores.split(',').count()), rate.0);
         all.insert(kind.name().to_owned(), figure);
         Ok(rate)
     };
     let (spawn, _, container) = (rate(Kind::Spawn)?, rate(Kind::Cgroups)?, rate(Kind::Container)?);
-    Ok(Floors { spawn, container, json: Value::Object(all) })
+    let json = Value::Object(all);
+    Ok(Floors {
+        spawn: spawn.0,
+        container: container.0,
+        spawn_cpu_us: spawn.1,
+        container_cpu_us: container.1,
+        json,
+    })
 }
 
 #[derive(Default)]
@@ -184,6 +194,7 @@ struct Summary {
     rates: Medians,
     of_spawn: Medians,
     of_container: Medians,
+    cpu: Medians,
     latency: Medians,
 }
 
@@ -219,10 +230,17 @@ fn rate(
     let after = parts_cpu(subject, at);
     let rate = number(&figure, "per_second")?;
     told.note(&name, rate, floors);
-    let spent = after.into_iter().map(|(part, ms)| {
-        let before = before.iter().find(|(name, _)| *name == part).map_or(0.0, |(_, ms)| *ms);
-        (part.to_owned(), json!(((ms - before) / f64::from(args.tasks) * 1_000.0).round()))
-    });
+    let spent: Vec<(String, f64)> = after
+        .into_iter()
+        .map(|(part, ms)| {
+            let before = before.iter().find(|(name, _)| *name == part).map_or(0.0, |(_, ms)| *ms);
+            (part.to_owned(), ((ms - before) / f64::from(args.tasks) * 1_000.0).round())
+        })
+        .collect();
+    let all: f64 = spent.iter().map(|(_, us)| us).sum();
+    told.cpu.note(&format!("{name}: cpu_us"), all);
+    told.cpu.note(&format!("{name}: spawn floor's cpu of ours"), floors.spawn_cpu_us / all);
+    told.cpu.note(&format!("{name}: nscg floor's cpu of ours"), floors.container_cpu_us / all);
     figure["bench"] = json!("launch");
     figure["round"] = json!(round);
     figure["containerizer"] = json!(subject.containerizer);
@@ -231,7 +249,7 @@ fn rate(
     figure["cores"] = json!(cores);
     figure["slots"] = json!(args.slots);
     figure["payload"] = json!(command);
-    figure["cpu_us_per_task"] = spent.collect::<serde_json::Map<_, _>>().into();
+    figure["cpu_us_per_task"] = json!(spent.into_iter().collect::<std::collections::BTreeMap<_, _>>());
     figure["of_spawn_floor"] = json!(rate / floors.spawn);
     figure["of_nscg_floor"] = json!(rate / floors.container);
     figure["floor"] = floors.json.clone();
