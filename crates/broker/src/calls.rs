@@ -3,7 +3,7 @@
 use proffer_allocator::Event;
 use proffer_registry::Registry;
 use proffer_types::call::{AcceptCallPart, Call, ReplyId};
-use proffer_types::command::{AcceptPart, AdminId, Answer, CallId, Command, Rejection};
+use proffer_types::command::{AcceptPart, AdminId, Answer, CallId, Command, Refusal, Rejection};
 use proffer_types::event::{Refused, Reply};
 use proffer_types::{Caller, ClusterTime, FrameworkId, OfferId, Resources, SessionId, TaskId};
 
@@ -382,7 +382,19 @@ impl Broker {
 /// What a stored answer says to the caller.
 pub(crate) fn reply_of(answer: &Answer) -> Result<Reply, Refused> {
     match answer.rejected {
-        Some(rejection) => Err(Refused::Rejected(rejection)),
+        Some(rejection) => Err(atomic(answer).unwrap_or(Refused::Rejected(rejection))),
         None => Ok(Reply::Accepted(answer.clone())),
     }
+}
+
+/// Why nothing of an atomic Accept happened.
+fn atomic(answer: &Answer) -> Option<Refused> {
+    let own = |(task, outcome): (usize, &Option<Refusal>)| {
+        outcome
+            .filter(|refusal| !matches!(refusal, Refusal::Atomic | Refusal::Group))
+            .map(|refusal| (task, refusal))
+    };
+    let mut reasons = answer.outcomes.iter().enumerate().filter_map(own);
+    let (task, refusal) = reasons.next()?;
+    Some(Refused::Atomic { task, refusal, more: reasons.count() })
 }

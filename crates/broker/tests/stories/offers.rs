@@ -209,3 +209,25 @@ fn no_offer_outlives_its_agents_session() {
     let rescinds = rescinds.iter().filter(|event| matches!(event, FrameworkEvent::Rescind(_)));
     assert_eq!(rescinds.count(), 3);
 }
+
+#[test]
+fn a_refused_atomic_call_says_which_task_it_was() {
+    let mut h = Harness::new();
+    let mut framework = h.framework(&["a"]);
+    h.agent("cpus:4;mem:4GiB");
+    let offer = h.offers(&framework).remove(0).id;
+    let tasks = [("t", "cpus:1;mem:1GiB"), ("t", "cpus:1;mem:1GiB"), ("u", "cpus:9;mem:1GiB")];
+    let mut call = framework.accept(&[offer], &tasks, 0);
+    if let Call::Accept { atomic, .. } = &mut call {
+        *atomic = true;
+    }
+    let reply = h.call(call.clone());
+    let expected = Refused::Atomic { task: 1, refusal: Refusal::TaskIdInUse, more: 1 };
+    assert_eq!(h.answers[&reply], Err(expected.clone()));
+    // And says so again.
+    let reply = h.call(call);
+    assert_eq!(h.answers[&reply], Err(expected));
+    assert_eq!(h.registry.tasks().count(), 0);
+    h.pass(200);
+    assert_eq!(h.offers(&framework).len(), 1);
+}

@@ -40,6 +40,10 @@ impl<'a> Batch<'a> {
         Self { spec: Measured::of(spec), executor, tasks }
     }
 
+    fn executor_name(&self) -> Option<&'a ExecutorId> {
+        self.executor.map(|(id, _)| id)
+    }
+
     /// The tasks of an operation, in the order of their outcomes.
     pub(super) fn all(operation: &'a Operation) -> Vec<Self> {
         match operation {
@@ -131,6 +135,7 @@ impl<'s, 'a> Plan<'s, 'a> {
         outcomes: &mut Vec<Result<Runner, Refusal>>,
     ) {
         let before = (remaining.clone(), self.agents.get(&part.agent).cloned(), self.tasks, self.spec_bytes);
+        let made = self.made.len();
         let knows_groups =
             self.state.agent(part.agent).is_none_or(|agent| knows(agent, features::TASK_GROUP));
         let mut group: Vec<Result<Runner, Refusal>> = Vec::with_capacity(batches.len());
@@ -141,8 +146,8 @@ impl<'s, 'a> Plan<'s, 'a> {
                 group.push(match task {
                     Err(refusal) => Err(*refusal),
                     Ok(_) if !knows_groups => Err(Refusal::FeatureUnknown),
-                    // Whoever runs a task for others cannot start it together with them.
-                    Ok(_) if batch.executor.is_some() => Err(Refusal::InvalidSpec),
+                    // Only who runs them all can start them together.
+                    Ok(_) if batch.executor_name() != batches[0].executor_name() => Err(Refusal::InvalidSpec),
                     Ok(task) => self.place(part, remaining, batch, task),
                 });
             }
@@ -157,6 +162,10 @@ impl<'s, 'a> Plan<'s, 'a> {
                 self.agents.insert(part.agent, agent);
             }
             (self.tasks, self.spec_bytes) = (tasks, spec_bytes);
+            if let Some(executor) = self.made.drain(made..).next() {
+                self.executors.remove(&(executor.agent, executor.id));
+                new_specs.push(executor.spec.digest);
+            }
             self.specs.retain(|digest| !new_specs.contains(digest));
             let tasks = batches.iter().flat_map(|batch| batch.tasks);
             for (outcome, task) in group.iter_mut().zip(tasks) {

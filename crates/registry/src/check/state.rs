@@ -101,11 +101,11 @@ impl Registry {
         let id = task.launch_id;
         if let Some(group) = task.group {
             let place = id.0.wrapping_sub(group.first.0);
-            let inside = place < u64::from(group.size) && task.kind == LaunchKind::Task;
+            let inside = place < u64::from(group.size) && !task.is_executor();
             ensure("a group is of tasks that follow one another", inside, || format!("{id:?}: {group:?}"))?;
             for other in group.launches().filter_map(|launch| self.task(launch)) {
-                let same = (task.framework, task.agent, task.group)
-                    == (other.framework, other.agent, other.group)
+                let same = (task.framework, task.agent, task.group, &task.kind)
+                    == (other.framework, other.agent, other.group, &other.kind)
                     && task.agent_seq + other.launch_id.0 == other.agent_seq + id.0;
                 ensure("a group is in one place", same, || format!("{id:?}, {:?}", other.launch_id))?;
             }

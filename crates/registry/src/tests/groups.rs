@@ -64,13 +64,25 @@ fn an_agent_that_does_not_know_groups_is_given_none() {
 }
 
 #[test]
-fn a_member_runs_by_no_executor() {
+fn one_executor_runs_all_members_or_none() {
     let mut lab = Lab::default();
     let (agent, framework) = (lab.agent("cpus:4"), lab.framework());
-    let operations = vec![group(vec![(spec("cpus:1"), "a"), (run_by("cpus:1", "x", "cpus:1"), "b")])];
-    let part = AcceptPart { agent, role: Role::star(), offered: r("cpus:3"), operations };
-    let changes = lab.accept(framework, vec![part]);
-    assert_eq!(answer(&changes).outcomes, [Some(Refusal::Group), Some(Refusal::InvalidSpec)]);
+    let mut accept = |members| {
+        let operations = vec![group(members)];
+        let part = AcceptPart { agent, role: Role::star(), offered: r("cpus:3"), operations };
+        let changes = lab.accept(framework, vec![part]);
+        (answer(&changes).outcomes.clone(), lab.registry.executors().count())
+    };
+    let by = |executor, name| run_by(executor, name, "cpus:1");
+    let mixed = accept(vec![(spec("cpus:1"), "a"), (by("cpus:1", "x"), "b")]);
+    assert_eq!(mixed, (vec![Some(Refusal::Group), Some(Refusal::InvalidSpec)], 0));
+    // The executor that was made for the first member is not made.
+    let two = accept(vec![(by("cpus:1", "x"), "a"), (by("cpus:1", "y"), "b")]);
+    assert_eq!(two, (vec![Some(Refusal::Group), Some(Refusal::InvalidSpec)], 0));
+    let differing = accept(vec![(by("cpus:1", "x"), "a"), (by("cpus:2", "x"), "b")]);
+    assert_eq!(differing, (vec![Some(Refusal::Group), Some(Refusal::ExecutorDiffers)], 0));
+    assert_eq!(accept(vec![(by("cpus:1", "x"), "a"), (by("cpus:1", "x"), "b")]), (vec![None, None], 1));
+    assert_eq!(lab.agent_record(agent).used, r("cpus:3"));
 }
 
 #[test]

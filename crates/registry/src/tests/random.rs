@@ -181,12 +181,6 @@ impl World<'_> {
 
     fn operation(&mut self) -> Operation {
         let mut launch = self.launch_of();
-        if self.rng.chance(25) {
-            let first = Ok(TaskLaunch { task_id: self.name(), ..named("x") });
-            let members = std::iter::once(first).chain(launch.tasks);
-            let member = |task| Member { spec: launch.spec.clone(), task };
-            return Operation::LaunchGroup(members.map(member).collect());
-        }
         if self.rng.chance(35) {
             let executor = self.rng.pick(&["cpus:1", "cpus:0.5;mem:1GiB", "cpus:1", ""]).expect("shapes");
             let name = self.rng.pick(&["x", "y"]).expect("names");
@@ -194,6 +188,12 @@ impl World<'_> {
                 resources: launch.spec.resources.clone(),
                 ..run_by(executor, name, "cpus:1")
             });
+        }
+        if self.rng.chance(25) {
+            let first = Ok(TaskLaunch { task_id: self.name(), ..named("x") });
+            let members = std::iter::once(first).chain(launch.tasks);
+            let member = |task| Member { spec: launch.spec.clone(), task };
+            return Operation::LaunchGroup(members.map(member).collect());
         }
         Operation::Launch(launch)
     }
