@@ -1,5 +1,6 @@
 //! From flags to a running agent, and its orderly end.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use proffer_containerizer::{
     Cause, End, Event, InstanceId, Isolation, KillSent, Options, SeccompProfiles, remove_all,
 };
 use proffer_telemetry::Level;
-use proffer_types::{AgentInfo, LaunchId};
+use proffer_types::{AgentInfo, LaunchId, features};
 use proffer_wal::FsDisk;
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,7 +54,7 @@ pub async fn run(flags: Flags, config: Config) -> Result<()> {
         hostname: detect::hostname()?,
         resources,
         attributes: config.attributes.clone(),
-        features: Default::default(),
+        features: features(containerizer.isolation()),
         isolation: containerizer.isolation().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
@@ -124,6 +125,12 @@ fn open_containerizer(
         ),
         Err(error) => Err(error).context("open the containerizer"),
     }
+}
+
+/// What this agent can do with a task beyond running a command. Plain processes are not contained.
+fn features(isolation: &str) -> BTreeSet<String> {
+    let contained = isolation == Isolation::Linux.name();
+    [features::CONTAINMENT].into_iter().filter(|_| contained).map(str::to_owned).collect()
 }
 
 /// Whether it is a directory of ours that cannot be made, which has nothing to do with how tasks are separated.

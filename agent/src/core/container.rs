@@ -21,9 +21,19 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// for it, but enough for a small program to start.
 const MEMORY_BYTES_MIN: u64 = 4 << 20;
 
-/// The memory limit of a launch's container (bytes).
-pub(super) fn memory_limit(order: &LaunchOrder) -> u64 {
+/// The memory that a launch's container is promised (bytes): its limit, but for a burst.
+pub(super) fn memory_promised(order: &LaunchOrder) -> u64 {
     order.resources.memory_bytes().max(MEMORY_BYTES_MIN)
+}
+
+/// The memory limit of a launch's container (bytes); 0 for none.
+pub(super) fn memory_limit(order: &LaunchOrder) -> u64 {
+    let promised = memory_promised(order);
+    match order.spec.burst.memory_bytes {
+        None => promised,
+        Some(0) => 0,
+        Some(burst) => burst.max(promised),
+    }
 }
 
 /// Whose agent starts the container.
@@ -52,7 +62,7 @@ pub fn container_spec(order: &LaunchOrder, instance: InstanceId, place: Place<'_
         env: environment(order, place).into_iter().collect(),
         user: if spec.user.is_empty() { order.framework_user.clone() } else { spec.user.clone() },
         cpus_milli: order.resources.cpus_milli(),
-        memory_bytes: memory_limit(order),
+        memory_bytes: memory_promised(order),
         pids_max: if spec.pids_max == 0 { TASK_PIDS_MAX } else { spec.pids_max },
         burst: spec.burst,
         container: spec.container.clone(),
@@ -205,6 +215,11 @@ mod tests {
         assert!(env.contains(&"PROFFER_TASK_ID=a task".to_owned()));
         assert_eq!((spec.user.as_str(), spec.pids_max), ("daemon", TASK_PIDS_MAX));
         assert_eq!(spec.memory_bytes, 64 << 20);
+        let mut bursts = TaskSpec::clone(&order.spec);
+        bursts.burst.memory_bytes = Some(1 << 30);
+        let bursts = LaunchOrder { spec: Arc::new(bursts), ..order.clone() };
+        assert_eq!((memory_promised(&bursts), memory_limit(&bursts)), (64 << 20, 1 << 30));
+        assert_eq!(container_spec(&bursts, InstanceId(1), place).memory_limit(), Some(1 << 30));
         let order = LaunchOrder { resources: Resources::parse("cpus:1").unwrap(), ..order };
         assert_eq!(container_spec(&order, InstanceId(1), place).memory_bytes, MEMORY_BYTES_MIN);
     }

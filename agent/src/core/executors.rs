@@ -332,7 +332,7 @@ impl Core {
     fn resize(&mut self, executor: LaunchId) {
         let Some(own) = self.held.get(&executor).and_then(|task| task.order.as_ref()) else { return };
         let mut cpus_milli = own.resources.cpus_milli();
-        let mut memory_bytes = super::container::memory_limit(own);
+        let mut memory_bytes = super::container::memory_promised(own);
         for (_, task) in self.tasks_of(executor).filter(|(_, task)| task.has_been_handed()) {
             let Some(order) = &task.order else { continue };
             cpus_milli = cpus_milli.saturating_add(order.resources.cpus_milli());
