@@ -118,6 +118,7 @@ impl From<CallError> for Failure {
         match error {
             CallError::Refused(refused) => Self::new(code_of(&refused), refused.to_string()),
             CallError::Ended(ended) => ended.into(),
+            error @ CallError::Lost => Self::new(Code::Unavailable, error.to_string()),
         }
     }
 }

@@ -221,7 +221,11 @@ impl Run<'_> {
                     self.notice("connected to the cluster again");
                 }
             }
-            Event::Rescinded(_) | Event::Reconciled { .. } | Event::AgentLost { .. } => {}
+            Event::Rescinded(_)
+            | Event::Reconciled { .. }
+            | Event::AgentLost { .. }
+            | Event::ExecutorEnded { .. }
+            | Event::Message { .. } => {}
         }
         if !self.plan.starves() {
             self.starving_since = None;
@@ -303,6 +307,8 @@ impl Run<'_> {
             }
             // The event stream says the same.
             CallError::Ended(_) => {}
+            // Only of a message to an executor, and we send none.
+            CallError::Lost => {}
         }
     }
 
