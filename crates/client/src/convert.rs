@@ -1,13 +1,13 @@
 //! Between the protocol's values and the core's.
 
 use proffer_types::call::AcceptCallPart;
-use proffer_types::command::{CallId, Launch, Operation};
+use proffer_types::command::{self, CallId};
 use proffer_types::event::StreamEnd;
 use proffer_wire::told;
 
 use crate::core::{
-    Accepted, Failure, Header, Heard, Offer, Part, Refused, RefusedKind, RefusedTask, SnapshotTask, TaskView,
-    Update,
+    Accepted, Failure, Header, Heard, Member, Offer, Operation, Part, Refused, RefusedKind, RefusedTask,
+    SnapshotTask, TaskView, Update,
 };
 use crate::failure::COMPLETED;
 
@@ -41,7 +41,13 @@ pub(crate) fn heard(event: told::Event) -> Option<Heard> {
         told::Event::Failure { agent, removed } => Heard::AgentLost { agent, removed },
         told::Event::Error { end, code, message } => Heard::End(stream_end(end, code, message)),
         told::Event::Heartbeat { .. } => Heard::Heartbeat,
-        told::Event::ExecutorEnded { .. } | told::Event::Message { .. } | told::Event::Other => return None,
+        told::Event::ExecutorEnded { agent, executor, status } => {
+            Heard::ExecutorEnded { agent, executor, status }
+        }
+        told::Event::Message { agent, executor, data } => {
+            Heard::Message { agent, executor, data: data.into() }
+        }
+        told::Event::Other => return None,
     })
 }
 
@@ -88,15 +94,20 @@ pub(crate) fn call_id(header: Header) -> CallId {
 
 /// The protocol's parts.
 pub(crate) fn parts(parts: &[Part]) -> Vec<AcceptCallPart> {
-    let launch = |launch: &crate::core::Launch| {
-        Operation::Launch(Launch {
+    let member =
+        |member: &Member| command::Member { spec: member.spec.clone(), task: Ok(member.task.clone()) };
+    let operation = |operation: &Operation| match operation {
+        Operation::Launch(launch) => command::Operation::Launch(command::Launch {
             spec: launch.spec.clone(),
             tasks: launch.tasks.iter().cloned().map(Ok).collect(),
-        })
+        }),
+        Operation::LaunchGroup(members) => {
+            command::Operation::LaunchGroup(members.iter().map(member).collect())
+        }
     };
     let part = |part: &Part| AcceptCallPart {
         offers: part.offers.clone(),
-        operations: part.launches.iter().map(launch).collect(),
+        operations: part.operations.iter().map(operation).collect(),
     };
     parts.iter().map(part).collect()
 }

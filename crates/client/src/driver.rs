@@ -300,6 +300,21 @@ async fn call(channel: Channel, header: Header, request: &Request) -> Result<Rep
             let response = client.kill(to_proto::kill(&id, task, *grace_ms)).await?.into_inner();
             Reply::Done { index: response.index }
         }
+        Request::ShutdownExecutor { agent, executor } => {
+            let request = to_proto::shutdown_executor(&id, *agent, executor);
+            let response = client.shutdown_executor(request).await?.into_inner();
+            Reply::Done { index: response.index }
+        }
+        Request::SendMessage { agent, executor, data } => {
+            let data = bytes::Bytes::copy_from_slice(data);
+            let request = to_proto::send_message(&id, *agent, executor, data);
+            client.send_message(request).await.map(|_| unlogged)?
+        }
+        Request::UpdateFramework(info) => {
+            let request = to_proto::update_framework(&id, info);
+            let response = client.update_framework(request).await?.into_inner();
+            Reply::Done { index: response.index }
+        }
         Request::Acknowledge(acks) => {
             let response = client.acknowledge(to_proto::acknowledge(&id, acks)).await?.into_inner();
             Reply::Done { index: response.index }

@@ -35,7 +35,8 @@ pub mod scheduler;
 
 pub use admin::AdminClient;
 pub use core::{
-    Accepted, CallError, Ended, Event, Launch, Offer, Part, Refused, RefusedKind, RefusedTask, TaskView,
+    Accepted, CallError, Ended, Event, Launch, Member, Offer, Operation, Part, Refused, RefusedKind,
+    RefusedTask, TaskView,
 };
 pub use events::EventReader;
 pub use logs::{LogReader, LogRequest};

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use proffer_types::command::Ack;
 use proffer_types::limits::OPEN_CALLS_MAX;
-use proffer_types::{ClusterId, FrameworkId, FrameworkInfo, OfferId, RequestId, Role, SessionId, TaskId};
+use proffer_types::{
+    AgentId, ClusterId, ExecutorId, FrameworkId, FrameworkInfo, OfferId, RequestId, Role, SessionId, TaskId,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::core::{
-    Accepted, CallError, Config, Core, Ended, Event, Launch, Offer, Part, Reply, Request, TaskView,
+    Accepted, CallError, Config, Core, Ended, Event, Launch, Member, Offer, Operation, Part, Reply, Request,
+    TaskView,
 };
 use crate::driver::{Command, Delivered, Driver};
 
@@ -147,7 +150,19 @@ impl Handle {
         launch: Launch,
         filter: Option<Duration>,
     ) -> Result<Accepted, CallError> {
-        self.accept(vec![Part { offers: vec![offer.id], launches: vec![launch] }], false, filter).await
+        let operations = vec![Operation::Launch(launch)];
+        self.accept(vec![Part { offers: vec![offer.id], operations }], false, filter).await
+    }
+
+    /// Launches on one offer tasks that start together or not at all: if one is refused, so are the others.
+    pub async fn launch_group(
+        &self,
+        offer: &Offer,
+        members: Vec<Member>,
+        filter: Option<Duration>,
+    ) -> Result<Accepted, CallError> {
+        let operations = vec![Operation::LaunchGroup(members)];
+        self.accept(vec![Part { offers: vec![offer.id], operations }], false, filter).await
     }
 
     /// Gives offers back.
@@ -169,6 +184,27 @@ impl Handle {
     /// between SIGTERM and SIGKILL; a repetition can only shorten it.
     pub async fn kill(&self, task: &TaskId, grace: Option<Duration>) -> Result<(), CallError> {
         self.call(Request::Kill { task: task.clone(), grace_ms: grace.map(milliseconds) }).await.map(drop)
+    }
+
+    /// Ends an executor: it has its kill grace to end its tasks and itself. Returns when that is committed.
+    pub async fn shutdown_executor(&self, agent: AgentId, executor: &ExecutorId) -> Result<(), CallError> {
+        self.call(Request::ShutdownExecutor { agent, executor: executor.clone() }).await.map(drop)
+    }
+
+    /// Sends at most 64 KiB to an executor, at most once: [`CallError::Lost`] says that they may or may not arrive, and
+    /// `Ok` that they are on their way.
+    pub async fn send_message(
+        &self,
+        agent: AgentId,
+        executor: &ExecutorId,
+        data: Vec<u8>,
+    ) -> Result<(), CallError> {
+        self.call(Request::SendMessage { agent, executor: executor.clone(), data }).await.map(drop)
+    }
+
+    /// Replaces what the cluster knows of the framework; all but its user can change.
+    pub async fn update_framework(&self, info: FrameworkInfo) -> Result<(), CallError> {
+        self.call(Request::UpdateFramework(info)).await.map(drop)
     }
 
     /// Asks for the newest status of tasks (empty: all) as [`Event::Reconciled`]. Hardly ever needed: the snapshot at

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use proffer_client::{CallError, Event, EventStream, Handle, Launch, Offer, Options, Scheduler};
 use proffer_types::{
-    AgentId, FrameworkId, FrameworkInfo, LaunchId, Resources, Role, Status, TaskId, TaskLaunch, TaskSpec,
-    TaskState,
+    AgentId, ExecutorId, FrameworkId, FrameworkInfo, LaunchId, Resources, Role, Status, TaskId, TaskLaunch,
+    TaskSpec, TaskState,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -52,6 +52,10 @@ pub struct Framework {
     pub offers: Vec<Offer>,
     /// The newest status of each task, from updates and snapshots alike.
     pub newest: BTreeMap<TaskId, Status>,
+    /// Executors that ended, and how.
+    pub executors_ended: Vec<(ExecutorId, Status)>,
+    /// What executors sent.
+    pub messages: Vec<(ExecutorId, Vec<u8>)>,
     events: EventStream,
 }
 
@@ -72,8 +76,8 @@ impl Framework {
     pub async fn connect_with(masters: &[String], info: FrameworkInfo, options: Options) -> Self {
         let connected = Scheduler::connect(masters, info, options).await;
         let (handle, events) = connected.expect("a connected framework");
-        let (told, lost, offers, newest) = Default::default();
-        Self { handle, told, lost, offers, newest, events }
+        let (told, lost, offers, newest, executors_ended, messages) = Default::default();
+        Self { handle, told, lost, offers, newest, executors_ended, messages, events }
     }
 
     /// Its id.
@@ -100,6 +104,8 @@ impl Framework {
                 self.newest.extend(changed.into_iter().map(|view| (view.task, view.status)));
             }
             Event::AgentLost { agent, .. } => self.lost.push(agent),
+            Event::ExecutorEnded { executor, status, .. } => self.executors_ended.push((executor, *status)),
+            Event::Message { executor, data, .. } => self.messages.push((executor, data)),
             Event::Subscribed { .. } | Event::Reconciled { .. } => {}
         }
     }

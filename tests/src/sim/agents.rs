@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proffer_agent::core::{Config, Core, Effect, Identity, Record};
 use proffer_containerizer::{Cause, End, Event, InstanceId, KillSent, Known};
 use proffer_types::call::{Call, ConnectionId};
-use proffer_types::event::{AgentOrder, AgentReport};
+use proffer_types::event::{AgentOrder, AgentReport, LaunchOrder};
+use proffer_types::limits;
 use proffer_types::{AgentId, AgentInfo, BootId, Epoch, FrameworkId, LaunchId, Reason, RequestId, Resources};
 use proffer_wire::agent::v1 as pb;
 use proffer_wire::{from_proto, to_proto};
@@ -101,7 +102,8 @@ impl World {
             isolation: "linux".into(),
             ..AgentInfo::default()
         };
-        let config = Config { info, boot_id: node.boot_id };
+        let registration_ms = limits::EXECUTOR_REGISTRATION_MS;
+        let config = Config { info, boot_id: node.boot_id, registration_ms };
         let core = Core::recover(config, node.identity.clone(), node.records.clone(), instance);
         // A compaction now and then, as the shell does it at a start.
         node.records = core.records();
@@ -346,15 +348,16 @@ impl World {
             Effect::Checkpoint(record) => self.agents[n].records.push(record),
             Effect::Send(_) => unreachable!("sent in batches"),
             Effect::Recover(known) => self.recover_containers(n, &known),
-            Effect::Launch { order, .. } => {
-                let fresh = (order.framework, Container::Delivered);
-                let launch = order.launch;
-                if self.agents[n].containers.insert(launch, fresh).is_none() {
-                    let delay = 1 + self.rng.below(30);
-                    let boot = self.agents[n].boot;
-                    self.at(delay, Happening::ContainerStarts { agent: n, boot, launch });
-                }
+            Effect::Launch { order, .. } => self.deliver_container(n, &order),
+            Effect::LaunchGroup { orders, .. } => {
+                orders.iter().for_each(|order| self.deliver_container(n, order));
             }
+            // No framework here has an executor.
+            Effect::Listen(_)
+            | Effect::EndListening(_)
+            | Effect::Hand { .. }
+            | Effect::ToExecutor { .. }
+            | Effect::Resize { .. } => {}
             Effect::Kill { launch, grace_ms } => {
                 let delay = if self.rng.percent(50) { self.rng.below(20) } else { grace_ms.min(3_000) };
                 let boot = self.agents[n].boot;
@@ -370,6 +373,16 @@ impl World {
                 }
             }
             Effect::Stop(fatal) => panic!("agent {n} stops: {fatal}"),
+        }
+    }
+
+    fn deliver_container(&mut self, n: usize, order: &LaunchOrder) {
+        let fresh = (order.framework, Container::Delivered);
+        let launch = order.launch;
+        if self.agents[n].containers.insert(launch, fresh).is_none() {
+            let delay = 1 + self.rng.below(30);
+            let boot = self.agents[n].boot;
+            self.at(delay, Happening::ContainerStarts { agent: n, boot, launch });
         }
     }
 

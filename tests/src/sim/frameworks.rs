@@ -5,13 +5,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use proffer_client::core::{
-    Accepted, Config, Core, DialId, Ended, Event, Failure, Header, Heard, Launch, Offer, Output, Part,
-    RefusedKind, Reply as SdkReply, Request, SnapshotTask, Subscribe, TaskView, Ticket, Update,
+    Accepted, Config, Core, DialId, Ended, Event, Failure, Header, Heard, Launch, Member, Offer, Operation,
+    Output, Part, RefusedKind, Reply as SdkReply, Request, SnapshotTask, Subscribe, TaskView, Ticket, Update,
 };
 use proffer_client::core::{Refused as SdkRefused, RefusedTask};
 use proffer_registry::Registry;
 use proffer_types::call::{AcceptCallPart, Call};
-use proffer_types::command::{self, CallId, Operation, Rejection};
+use proffer_types::command::{self, CallId, Rejection};
 use proffer_types::event::{FrameworkEvent, Refused, Reply, StreamEnd};
 use proffer_types::{
     Epoch, FrameworkId, FrameworkInfo, RequestId, Resources, Role, Task, TaskId, TaskLaunch, TaskSpec, limits,
@@ -232,7 +232,7 @@ impl World {
         let shape = match &*request {
             Request::Accept { parts, .. } => parts
                 .iter()
-                .map(|part| part.launches.iter().map(|launch| launch.tasks.len()).collect())
+                .map(|part| part.operations.iter().map(|operation| operation.tasks().count()).collect())
                 .collect(),
             _ => Vec::new(),
         };
@@ -340,7 +340,10 @@ impl World {
             Event::Offers(offers) => live.offers.extend(offers),
             Event::Rescinded(ids) => live.offers.retain(|offer| !ids.contains(&offer.id)),
             Event::Update(view) => self.checker.on_told(n, life, &view, true),
-            Event::Reconciled { .. } | Event::AgentLost { .. } => {}
+            Event::Reconciled { .. }
+            | Event::AgentLost { .. }
+            | Event::ExecutorEnded { .. }
+            | Event::Message { .. } => {}
             Event::Disconnected => live.offers.clear(),
         }
     }
@@ -419,7 +422,7 @@ impl World {
                 }
             });
             let launch = Launch { spec: Arc::new(spec), tasks: tasks.collect() };
-            let parts = vec![Part { offers: vec![offer.id], launches: vec![launch] }];
+            let parts = vec![Part { offers: vec![offer.id], operations: vec![Operation::Launch(launch)] }];
             live.core.call(now, Request::Accept { parts, atomic, filter_ms });
         }
     }
@@ -442,14 +445,7 @@ fn call_of(header: &Header, request: &Request) -> Call {
                 .into_iter()
                 .map(|part| AcceptCallPart {
                     offers: part.offers,
-                    operations: part
-                        .launches
-                        .into_iter()
-                        .map(|l| {
-                            let tasks = l.tasks.into_iter().map(Ok).collect();
-                            Operation::Launch(command::Launch { spec: l.spec, tasks })
-                        })
-                        .collect(),
+                    operations: part.operations.into_iter().map(operation_of).collect(),
                 })
                 .collect(),
             filter_ms: filter_ms.unwrap_or(limits::FILTER_DEFAULT_MS),
@@ -463,9 +459,26 @@ fn call_of(header: &Header, request: &Request) -> Call {
         Request::Suppress(roles) => Call::Suppress { framework, session, roles },
         Request::Revive(roles) => Call::Revive { framework, session, roles },
         Request::Kill { task, grace_ms } => Call::Kill { call, task, grace_ms },
+        Request::ShutdownExecutor { agent, executor } => Call::ShutdownExecutor { call, agent, executor },
+        Request::SendMessage { agent, executor, data } => {
+            Call::SendMessage { framework, session, agent, executor, data }
+        }
+        Request::UpdateFramework(info) => Call::UpdateFramework { call, info },
         Request::Acknowledge(acks) => Call::Acknowledge { call, acks },
         Request::Reconcile(tasks) => Call::Reconcile { framework, session, tasks },
         Request::Teardown => Call::Teardown { call },
+    }
+}
+
+fn operation_of(operation: Operation) -> command::Operation {
+    let member = |member: Member| command::Member { spec: member.spec, task: Ok(member.task) };
+    match operation {
+        Operation::Launch(Launch { spec, tasks }) => {
+            command::Operation::Launch(command::Launch { spec, tasks: tasks.into_iter().map(Ok).collect() })
+        }
+        Operation::LaunchGroup(members) => {
+            command::Operation::LaunchGroup(members.into_iter().map(member).collect())
+        }
     }
 }
 

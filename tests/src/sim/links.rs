@@ -140,7 +140,7 @@ impl World {
         let client = found.client;
         match what {
             Down::Orders { epoch, orders } => {
-                let items = orders.iter().map(to_proto::agent_order).collect();
+                let items = orders.iter().flat_map(to_proto::agent_order).collect();
                 let bytes = to_proto::master_message(epoch, items).encode_to_vec();
                 let message = pb::MasterMessage::decode(&bytes[..]).expect("our own messages are good");
                 let (epoch, orders) = from_proto::master_message(message).expect("our own messages are good");

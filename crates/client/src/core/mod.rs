@@ -106,6 +106,8 @@ pub struct Core {
     acking: bool,
     tasks: Tasks,
     offers: BTreeMap<OfferId, (AgentId, Role)>,
+    /// Counts the subscriptions that were refused for what they said of the framework while that was being changed.
+    infos_tried: usize,
     suppressed: BTreeSet<Role>,
     resyncs: u32,
     outputs: VecDeque<Output>,
@@ -130,6 +132,7 @@ impl Core {
             acking: false,
             tasks: Tasks::default(),
             offers: BTreeMap::new(),
+            infos_tried: 0,
             suppressed: config.suppressed.clone(),
             resyncs: 0,
             outputs: VecDeque::new(),
@@ -276,6 +279,13 @@ impl Core {
         match failure {
             Failure::Fenced => return self.end(Ended::Fenced),
             Failure::Completed(why) => return self.on_completed(now, why),
+            // Whether a change took effect is not known until its answer comes, and that comes only to a subscriber.
+            Failure::Refused(refused)
+                if refused.kind == RefusedKind::Invalid && self.infos_tried < self.infos().count() - 1 =>
+            {
+                self.infos_tried += 1;
+                self.seek.failed(now, dial, false, 0, text);
+            }
             Failure::Refused(refused) => return self.end(Ended::Refused(refused)),
             Failure::NotLeader { leader } => {
                 self.seek.failed(now, dial, false, 0, text);
@@ -309,7 +319,11 @@ impl Core {
             Err(Failure::Fenced) => self.end(Ended::Fenced),
             Err(Failure::Completed(why)) => self.on_completed(now, why),
             Err(failure) => {
-                self.set_stage(ticket, Stage::Parked);
+                let once = matches!(*call.request, Request::SendMessage { .. });
+                match once {
+                    true => self.finish(now, ticket, Err(CallError::Lost)),
+                    false => self.set_stage(ticket, Stage::Parked),
+                }
                 self.lose(now, failure);
             }
         }
@@ -368,6 +382,12 @@ impl Core {
                 self.deliver(Event::Reconciled { task, view });
             }
             Heard::AgentLost { agent, removed } => self.deliver(Event::AgentLost { agent, removed }),
+            Heard::ExecutorEnded { agent, executor, status } => {
+                self.deliver(Event::ExecutorEnded { agent, executor, status });
+            }
+            Heard::Message { agent, executor, data } => {
+                self.deliver(Event::Message { agent, executor, data });
+            }
             Heard::Heartbeat | Heard::Subscribed { .. } | Heard::End(_) => {}
         }
     }
@@ -382,9 +402,12 @@ impl Core {
         }
         let Some(live) = self.live.take() else { return };
         self.outputs.push_back(Output::Hang { dial: live.dial });
-        for call in self.open.values_mut().filter(|call| call.stage == Stage::Sent(live.dial)) {
+        let mut lost = Vec::new();
+        for (ticket, call) in self.open.iter_mut().filter(|(_, call)| call.stage == Stage::Sent(live.dial)) {
             call.stage = Stage::Parked;
+            lost.extend(matches!(*call.request, Request::SendMessage { .. }).then_some(*ticket));
         }
+        lost.into_iter().for_each(|ticket| self.finish(now, ticket, Err(CallError::Lost)));
         self.deliver(Event::Disconnected);
         let offers: Vec<OfferId> = std::mem::take(&mut self.offers).into_keys().collect();
         if !offers.is_empty() {
@@ -433,14 +456,25 @@ impl Core {
         let dial = DialId(self.next_dial);
         self.next_dial += 1;
         self.seek.dialled(now, &master, dial);
+        let count = self.infos().count();
+        let info = self.infos().nth(self.infos_tried % count).unwrap_or(&self.config.info).clone();
         let subscribe = Box::new(Subscribe {
-            info: self.config.info.clone(),
+            info,
             framework: self.framework,
             session: self.session,
             origin: self.config.origin,
             suppressed: self.suppressed.iter().cloned().collect(),
         });
         self.outputs.push_back(Output::Dial { dial, master, subscribe });
+    }
+
+    /// What the cluster may know of the framework: what it was told last, and what it is being told.
+    fn infos(&self) -> impl Iterator<Item = &FrameworkInfo> {
+        let changes = self.open.values().filter_map(|call| match &*call.request {
+            Request::UpdateFramework(info) => Some(info),
+            _ => None,
+        });
+        std::iter::once(&self.config.info).chain(changes)
     }
 
     fn open_call(&mut self, now: u64, request: Request, own: bool) -> Ticket {
@@ -511,6 +545,12 @@ impl Core {
                 offers.iter().for_each(|id| drop(self.offers.remove(id)));
             }
             Request::Acknowledge(acks) if result.is_ok() => self.tasks.acknowledged(acks),
+            Request::UpdateFramework(info) => {
+                if result.is_ok() {
+                    self.config.info.clone_from(info);
+                }
+                self.infos_tried = 0;
+            }
             _ => {}
         }
         self.acking &= !call.own;
@@ -529,15 +569,15 @@ impl Core {
         let Request::Accept { parts, .. } = &*call.request else { return };
         for ((part, place), outcomes) in parts.iter().zip(&call.places).zip(&accepted.parts) {
             let Some((agent, role)) = place else { continue };
-            for (launch, outcomes) in part.launches.iter().zip(outcomes) {
-                for (task, outcome) in launch.tasks.iter().zip(outcomes) {
+            for (operation, outcomes) in part.operations.iter().zip(outcomes) {
+                for ((spec, task), outcome) in operation.tasks().zip(outcomes) {
                     let Ok(id) = outcome else { continue };
                     let view = TaskView {
                         launch: *id,
                         task: task.task_id.clone(),
                         agent: *agent,
                         role: Some(role.clone()),
-                        resources: Some(launch.spec.resources.clone()),
+                        resources: Some(spec.resources.clone()),
                         status: Status::new(TaskState::Staging, Reason::None, Source::Master),
                     };
                     if let Some(view) = self.tasks.launched(view, accepted.index) {

@@ -292,7 +292,7 @@ fn an_older_snapshot_says_nothing_about_a_newer_launch() {
         array: None,
     };
     let launch = Launch { spec: Arc::new(TaskSpec::default()), tasks: vec![task] };
-    let parts = vec![Part { offers: vec![offer], launches: vec![launch] }];
+    let parts = vec![Part { offers: vec![offer], operations: vec![Operation::Launch(launch)] }];
     let ticket = core.call(1, Request::Accept { parts, atomic: false, filter_ms: None });
     core.on_stream_end(2, dial, Failure::Resync);
     let out = drain(&mut core);
@@ -409,7 +409,7 @@ impl Model {
 
     fn launch(&mut self, parts: &[Part]) -> Reply {
         let mut outcomes = Vec::new();
-        for task in parts.iter().flat_map(|p| &p.launches).flat_map(|l| &l.tasks) {
+        for (_, task) in parts.iter().flat_map(|p| &p.operations).flat_map(Operation::tasks) {
             self.next_launch += 1;
             let launch = LaunchId(self.next_launch);
             let status = status(TaskState::Staging, 0, 0);
@@ -639,7 +639,7 @@ fn whatever_is_lost_each_launch_happens_once_and_each_end_is_shown_once() {
                     array: None,
                 });
                 let launch = Launch { spec: Arc::new(TaskSpec::default()), tasks: tasks.collect() };
-                let parts = vec![Part { offers: Vec::new(), launches: vec![launch] }];
+                let parts = vec![Part { offers: Vec::new(), operations: vec![Operation::Launch(launch)] }];
                 asked.push(
                     world.core.call(world.now, Request::Accept { parts, atomic: false, filter_ms: None }),
                 );

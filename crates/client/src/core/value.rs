@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use proffer_types::command::Ack;
 use proffer_types::{
-    AgentId, AttributeValue, ClusterId, Epoch, FrameworkId, FrameworkInfo, LaunchId, OfferId, RequestId,
-    Resources, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
+    AgentId, AttributeValue, ClusterId, Epoch, ExecutorId, FrameworkId, FrameworkInfo, LaunchId, OfferId,
+    RequestId, Resources, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
 };
 
 /// One attempt to open an event stream at one master.
@@ -45,13 +45,43 @@ pub struct Header {
     pub done_below: u64,
 }
 
-/// Offers of one agent and one role, and what to launch on them, in order.
+/// Offers of one agent and one role, and what to do with them, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
     /// The offers.
     pub offers: Vec<OfferId>,
-    /// The launches.
-    pub launches: Vec<Launch>,
+    /// What to do.
+    pub operations: Vec<Operation>,
+}
+
+/// What to do with offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Launch tasks, each for itself.
+    Launch(Launch),
+    /// Launch tasks that start together or not at all, and end together.
+    LaunchGroup(Vec<Member>),
+}
+
+impl Operation {
+    /// The tasks with what they run, in the order of their outcomes.
+    pub fn tasks(&self) -> impl Iterator<Item = (&Arc<TaskSpec>, &TaskLaunch)> + '_ {
+        let (launch, members) = match self {
+            Self::Launch(launch) => (Some(launch), &[][..]),
+            Self::LaunchGroup(members) => (None, members.as_slice()),
+        };
+        let alone = launch.into_iter().flat_map(|l| l.tasks.iter().map(move |task| (&l.spec, task)));
+        alone.chain(members.iter().map(|member| (&member.spec, &member.task)))
+    }
+}
+
+/// One task of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// What it runs.
+    pub spec: Arc<TaskSpec>,
+    /// The task.
+    pub task: TaskLaunch,
 }
 
 /// One spec × N tasks.
@@ -93,6 +123,24 @@ pub enum Request {
         /// Grace instead of the task's own (milliseconds).
         grace_ms: Option<u64>,
     },
+    /// End an executor, and with it its tasks.
+    ShutdownExecutor {
+        /// Where it is.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+    },
+    /// Send bytes to an executor. Never repeated: at most once.
+    SendMessage {
+        /// Where it is.
+        agent: AgentId,
+        /// To which.
+        executor: ExecutorId,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// Say something else of the framework.
+    UpdateFramework(FrameworkInfo),
     /// Statuses were seen. The core makes these by itself.
     Acknowledge(Vec<Ack>),
     /// Tell the newest status of these tasks (empty: all).
@@ -105,8 +153,13 @@ impl Request {
     /// Whether executing it twice could do harm, so that it needs a sequence number.
     pub(super) fn is_protected(&self) -> bool {
         match self {
-            Self::Accept { .. } | Self::Kill { .. } | Self::Teardown => true,
-            Self::Decline { .. }
+            Self::Accept { .. }
+            | Self::Kill { .. }
+            | Self::ShutdownExecutor { .. }
+            | Self::UpdateFramework(_)
+            | Self::Teardown => true,
+            Self::SendMessage { .. }
+            | Self::Decline { .. }
             | Self::Suppress(_)
             | Self::Revive(_)
             | Self::Acknowledge(_)
@@ -132,7 +185,7 @@ pub enum Reply {
 pub struct Accepted {
     /// The log index at which it took effect.
     pub index: u64,
-    /// Per part, per launch, per task.
+    /// Per part, per operation, per task.
     pub parts: Vec<Vec<Vec<Result<LaunchId, RefusedTask>>>>,
 }
 
@@ -256,6 +309,24 @@ pub enum Heard {
         /// Whether it is removed for good.
         removed: bool,
     },
+    /// An executor has ended.
+    ExecutorEnded {
+        /// Where it was.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+        /// How.
+        status: Box<Status>,
+    },
+    /// Bytes from an executor.
+    Message {
+        /// Where it is.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+        /// The bytes.
+        data: Vec<u8>,
+    },
     /// Nothing happened.
     Heartbeat,
     /// The subscription ends.
@@ -359,6 +430,24 @@ pub enum Event {
         /// Whether it is removed for good.
         removed: bool,
     },
+    /// An executor of the framework has ended. Told at most once: what counts are the statuses of its tasks.
+    ExecutorEnded {
+        /// Where it was.
+        agent: AgentId,
+        /// Which.
+        executor: ExecutorId,
+        /// How.
+        status: Box<Status>,
+    },
+    /// Bytes from an executor. Best effort.
+    Message {
+        /// Where it is.
+        agent: AgentId,
+        /// From which.
+        executor: ExecutorId,
+        /// The bytes.
+        data: Vec<u8>,
+    },
     /// The connection to the leader is lost; calls wait until there is one again. All offers are void.
     Disconnected,
 }
@@ -392,6 +481,10 @@ pub enum CallError {
     /// There is no subscription any more. Whether the call was executed is not known.
     #[error("the subscription is over: {0}")]
     Ended(#[source] Ended),
+    /// The leader was lost before it answered, and the call is none that is repeated. Whether it was executed is not
+    /// known.
+    #[error("the leader was lost before it answered")]
+    Lost,
 }
 
 /// What the driver must do.
