@@ -42,7 +42,8 @@ pub enum Isolation<'a> {
 /// The task's own directory, or another that it is given.
 #[derive(Clone, Copy)]
 pub enum Sandbox<'a> {
-    /// A directory of this process's mount namespace, owned as it is.
+    /// A directory of this process's mount namespace. With a user namespace its files appear as those of the namespace's
+    /// users; where the file system cannot do that, it is given to the one that its owner is there.
     Dir(BorrowedFd<'a>),
     /// A detached mount, as of [`detached_mount`](crate::detached_mount); [`Isolation::Linux`] only. It is moved: a
     /// second container needs another.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use proffer_launcher::seccomp::{Profile, Program};
 use proffer_launcher::{
-    Call, Container, Error, Event, GROUP_PATH, IdRange, Isolation, Joined, Limit, Mount, Request, Sandbox,
+    Call, Container, EXECUTOR_PATH, Error, Event, IdRange, Isolation, Joined, Limit, Mount, Request, Sandbox,
     Template, UserNamespace, WindowSize, join, spawn,
 };
 
@@ -212,7 +212,14 @@ pub(crate) fn finish_joined(joined: &Joined, mut read: fs::File) -> (String, Vec
         }
     }
     wait_readable(joined.pidfd(), deadline);
-    let status = joined.reap().expect("our child").expect("it has ended");
+    // One that is traced is a zombie of its tracer's first.
+    let status = loop {
+        match joined.reap().expect("our child") {
+            Some(status) => break status,
+            None => assert!(Instant::now() < deadline, "it stays unreaped"),
+        }
+        std::thread::yield_now();
+    };
     (output, events, status)
 }
 
@@ -257,32 +264,35 @@ impl Probes {
         Probes(dir)
     }
 
-    /// The probes as a mount at `GROUP_PATH`.
+    /// The probes as a mount at `EXECUTOR_PATH`.
     pub(crate) fn mount(&self) -> Mount<'_> {
-        Mount { source: Sandbox::Dir(self.0.fd.as_fd()), target: GROUP_PATH, read_only: true }
+        Mount { source: Sandbox::Dir(self.0.fd.as_fd()), target: EXECUTOR_PATH, read_only: true }
     }
 
-    /// Starts a probe in a container.
+    /// Starts a probe in a container, beside the mounts that it is given.
     pub(crate) fn start(&self, name: &str, options: &Options<'_>) -> (Container, fs::File) {
-        let (env, mounts) = (format!("PROFFER_PROBE={name}"), [self.mount()]);
+        let env = format!("PROFFER_PROBE={name}");
+        let mounts = [&[self.mount()], options.mounts].concat();
         start(&PROBE, &Options { env: &env, mounts: &mounts, ..*options }).expect("spawn")
     }
 
     /// Runs a probe in a container.
     pub(crate) fn run(&self, name: &str, options: &Options<'_>) -> Ran {
-        let (env, mounts) = (format!("PROFFER_PROBE={name}"), [self.mount()]);
-        let ran = run(&PROBE, &Options { env: &env, mounts: &mounts, ..*options });
-        Ran { output: said(&ran.output), events: ran.events }
+        let (container, mut read) = self.start(name, options);
+        let mut output = String::new();
+        read.read_to_string(&mut output).expect("output");
+        Ran { output: said(&output), events: events(&container) }
     }
 }
 
 /// The command of a probe, where [`Probes::mount`] is mounted.
 pub(crate) const PROBE: [&str; 5] =
-    ["/mnt/proffer/group/probe", "--exact", "probe::entry", "--nocapture", "--test-threads=1"];
+    ["/mnt/proffer/executor/probe", "--exact", "probe::entry", "--nocapture", "--test-threads=1"];
 
 /// What a probe said, without the lines of the test framework.
 pub(crate) fn said(output: &str) -> String {
-    let lines = output.lines().filter(|line| !line.is_empty() && !line.starts_with("running "));
+    let own = output.replace("test probe::entry ... ", "");
+    let lines = own.lines().filter(|line| !line.is_empty() && !line.starts_with("running "));
     lines.collect::<Vec<_>>().join("\n")
 }
 

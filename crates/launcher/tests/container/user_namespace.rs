@@ -74,17 +74,27 @@ fn without_idmapped_mounts_the_files_are_given_away() {
         return;
     }
     let Some(namespace) = user_namespace() else { return };
-    let owner = namespace.host_id(0).expect("the first");
-    let sandbox = Sandboxed::new("given", owner);
-    let options = Options {
-        uid: 0,
-        user_namespace: Some(&namespace),
-        sandbox: Some(Sandbox::Dir(sandbox.fd.as_fd())),
-        ..linux()
-    };
-    let ran = run(&["sh", "-c", "echo x > here; stat -c %u here . | tr '\\n' ' '"], &options);
-    assert_eq!((ran.output.as_str(), ran.events), ("0 0 ", exited(0)));
-    assert_eq!(fs::metadata(sandbox.dir.join("here")).expect("the file").uid(), owner);
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    // A file system that has none.
+    let place = Sandboxed::new("given", 0);
+    let none = None::<&str>;
+    mount(Some("ramfs"), &place.dir, Some("ramfs"), MsFlags::empty(), none).expect("ramfs");
+    let inner = place.dir.join("inner");
+    fs::create_dir(&inner).expect("sandbox");
+    for round in 0..2 {
+        // The second finds it given.
+        let dir = fs::File::open(&inner).expect("sandbox");
+        let options = Options {
+            uid: 0,
+            user_namespace: Some(&namespace),
+            sandbox: Some(Sandbox::Dir(dir.as_fd())),
+            ..linux()
+        };
+        let ran = run(&["sh", "-c", "echo x > here; stat -c %u here . | tr '\\n' ' '"], &options);
+        assert_eq!((ran.output.as_str(), ran.events), ("0 0 ", exited(0)), "round {round}");
+        assert_eq!(fs::metadata(inner.join("here")).expect("the file").uid(), IDS.first);
+    }
+    umount2(&place.dir, MntFlags::MNT_DETACH).expect("umount");
 }
 
 #[test]
