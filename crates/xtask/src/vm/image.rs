@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Program;
 use crate::process::{self, Read};
-use crate::workspace::{self, Built};
+use crate::workspace;
 
 /// Debian packages whose files the machine has, those that the host has too: what tests and their tasks call.
 const USERLAND: [&str; 19] = [
@@ -74,14 +74,14 @@ impl Drop for Staging {
 ///
 /// # Errors
 /// If a file cannot be copied or the image not be made.
-pub(super) fn make(programs: &[Program<'_>], products: &[&Built]) -> Result<Image> {
+pub(super) fn make(programs: &[Program<'_>], products: &[PathBuf]) -> Result<Image> {
     let staging = Staging(workspace::scratch(&format!("vm/root-{}", std::process::id()))?);
     let root = Root { dir: &staging.0 };
     root.skeleton()?;
     let mut elves = root.userland()?;
-    for built in programs.iter().map(|program| program.built).chain(products.iter().copied()) {
-        root.program(&built.program)?;
-        elves.push(built.program.clone());
+    for program in programs.iter().map(|program| &program.built.program).chain(products) {
+        root.program(program)?;
+        elves.push(program.clone());
     }
     root.libraries(&elves)?;
     root.packages(programs)?;

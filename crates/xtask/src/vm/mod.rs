@@ -9,6 +9,7 @@ mod image;
 mod kernel;
 mod run;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -27,8 +28,13 @@ const TESTS: [(&str, &[&str]); 4] = [
 ];
 /// Of the test programs of a package with stories, the one that has those above.
 const STORIES: &str = "main";
-/// The programs that tests start, by their packages.
-const PRODUCTS: [&str; 4] = ["proffer-executor", "proffer-agent", "proffer-master", "proffer-cli"];
+/// The programs that tests start, with their packages.
+const PRODUCTS: [(&str, &str); 4] = [
+    ("proffer-executor", "proffer-executor"),
+    ("proffer-agent", "proffer-agent"),
+    ("proffer-master", "proffer-master"),
+    ("proffer", "proffer-cli"),
+];
 /// Of the whole machine, booting included.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -63,9 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     packages.iter().for_each(|package| flags.extend(["-p", package]));
     // The containerizer's tests start the supervisor, the stories everything.
     let stories = packages.contains(&"proffer-tests");
-    PRODUCTS[..if stories { PRODUCTS.len() } else { 1 }]
-        .iter()
-        .for_each(|package| flags.extend(["-p", package]));
+    let products = &PRODUCTS[..if stories { PRODUCTS.len() } else { 1 }];
+    products.iter().for_each(|(_, package)| flags.extend(["-p", package]));
     let built = workspace::build(&flags, BUILD_LIMIT)?;
     let mut programs = programs(&built);
     programs.retain(|program| packages.contains(&program.built.package.as_str()));
@@ -76,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     match prepare() {
         Ok(kernel) => {
             let machine = Machine { kernel, limit: Duration::from_secs(args.limit), show: true };
-            machine.test(&programs, &built, &mut report)?;
+            machine.test(&programs, &mut report)?;
         }
         Err(why) => report.skip("cgroup v2 in a virtual machine", &format!("{why:#}")),
     }
@@ -92,7 +97,7 @@ pub(crate) fn add(built: &[Built], report: &mut Report) -> Result<()> {
     }
     println!("cgroup v2, in a virtual machine");
     match prepare() {
-        Ok(kernel) => Machine { kernel, limit: LIMIT, show: false }.test(&programs, built, report),
+        Ok(kernel) => Machine { kernel, limit: LIMIT, show: false }.test(&programs, report),
         Err(why) => {
             println!("skipped: {why:#}");
             for program in programs {
@@ -125,6 +130,16 @@ fn programs(built: &[Built]) -> Vec<Program<'_>> {
     programs
 }
 
+/// The programs that tests start, where tests look for them: in the directory above their own.
+fn products(programs: &[Program<'_>]) -> Vec<PathBuf> {
+    let mut dirs: Vec<&Path> =
+        programs.iter().filter_map(|program| program.built.program.ancestors().nth(2)).collect();
+    dirs.sort_unstable();
+    dirs.dedup();
+    let places = dirs.into_iter().flat_map(|dir| PRODUCTS.map(|(name, _)| dir.join(name)));
+    places.filter(|program| program.is_file()).collect()
+}
+
 /// What the machine needs of this one; an error is the reason why there can be none.
 fn prepare() -> Result<kernel::Kernel> {
     prerequisites::need(&PROGRAMS)?;
@@ -139,12 +154,8 @@ struct Machine {
 }
 
 impl Machine {
-    fn test(&self, programs: &[Program<'_>], built: &[Built], report: &mut Report) -> Result<()> {
-        let products: Vec<&Built> = built
-            .iter()
-            .filter(|built| built.kind == "bin" && !built.test && PRODUCTS.contains(&built.package.as_str()))
-            .collect();
-        let image = image::make(programs, &products)?;
+    fn test(&self, programs: &[Program<'_>], report: &mut Report) -> Result<()> {
+        let image = image::make(programs, &products(programs))?;
         let outcome = run::machine(&self.kernel, &image, self.limit, self.show)?;
         println!(
             "booted in {:.1} s, ran for {:.1} s",
