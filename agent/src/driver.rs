@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proffer_containerizer::{self as containers, Containerizer, GcPolicy};
 use proffer_types::RequestId;
+use proffer_types::event::AgentOrder;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -146,6 +147,7 @@ impl Driver {
             let wanted = self.core.wants_session() || self.hands.stream.is_some();
             self.wanted.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
             let deadline = self.core.deadline_ms().map(|ms| self.begun + Duration::from_millis(ms + 1));
+            let deadline = deadline.into_iter().chain(self.hands.send_at).min();
             tokio::select! {
                 Some(event) = self.session.recv() => {
                     self.look_at_the_clock();
@@ -199,7 +201,7 @@ impl Driver {
                     // Dropping the guard closes it again.
                     return;
                 }
-                self.hands.stream = Some(Stream { number, address, outbound, _guard: guard });
+                self.hands.open_stream(Stream { number, address, outbound, _guard: guard });
                 self.core.on_connected(fresh_instance());
             }
             session::Event::Orders { stream, epoch, orders } => {
@@ -210,7 +212,12 @@ impl Driver {
                 let mut known = Vec::with_capacity(orders.len());
                 for order in orders {
                     match order {
-                        Order::Known(order) => known.push(order),
+                        Order::Known(order) => {
+                            if let AgentOrder::Confirm { launch, task_seq } = order {
+                                self.hands.confirmed(launch, task_seq);
+                            }
+                            known.push(order);
+                        }
                         Order::UnreadableLaunch { agent_seq, launch, why } => {
                             self.core.on_orders(epoch, std::mem::take(&mut known));
                             self.core.on_unreadable_launch(epoch, agent_seq, launch, &why);
@@ -225,7 +232,8 @@ impl Driver {
                 }
             }
             session::Event::Lost { stream, why } => {
-                if let Some(lost) = self.hands.stream.take_if(|open| open.number == stream) {
+                let ours = self.hands.stream.as_ref().is_some_and(|open| open.number == stream);
+                if let Some(lost) = ours.then(|| self.hands.close_stream()).flatten() {
                     if self.core.session_epoch().is_some() {
                         tracing::warn!(master = lost.address, why, "session lost");
                     } else {

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::core::{Core, Effect, Fatal, Place, Record, container_spec, executor_task};
 use crate::data::{self, Ticket, Wakers, Wish};
 use crate::executors::Served;
+use crate::pace::Pace;
 use crate::recover::{self, Store};
 
 /// Most reports in a message, and about most bytes: masters refuse messages over 256 KiB.
@@ -61,8 +62,11 @@ pub(crate) struct Hands {
     /// Wakes readers of output.
     pub(crate) wakers: Wakers,
     wishes: mpsc::Sender<Wish>,
-    /// Reports that wait for the end of the batch.
+    /// Reports that wait for the end of the batch, or for those before them.
     reports: Vec<AgentReport>,
+    pace: Pace,
+    /// When what waits is sent at the latest.
+    pub(crate) send_at: Option<Instant>,
 }
 
 impl Hands {
@@ -82,8 +86,28 @@ impl Hands {
             wakers: Wakers::new(),
             wishes,
             reports: Vec::new(),
+            pace: Pace::default(),
+            send_at: None,
         };
         (hands, wished)
+    }
+
+    /// Opens a stream to a master.
+    pub(crate) fn open_stream(&mut self, stream: Stream) {
+        self.close_stream();
+        self.stream = Some(stream);
+    }
+
+    /// Closes the stream. What waits to be sent on it is not for another one: the next session asks for it.
+    pub(crate) fn close_stream(&mut self) -> Option<Stream> {
+        self.reports.clear();
+        self.pace = Pace::default();
+        self.stream.take()
+    }
+
+    /// The master has committed statuses of a launch up to a number.
+    pub(crate) fn confirmed(&mut self, launch: LaunchId, task_seq: u32) {
+        self.pace.confirmed(launch, task_seq);
     }
 
     /// Whether the master has room for what may be lost: what must not be lost comes first.
@@ -107,7 +131,10 @@ impl Hands {
             self.act(core, effect)?;
         }
         self.write(&mut records)?;
-        self.flush(core);
+        self.send_at = self.pace.holds(&self.reports, REPORTS_MAX, Instant::now());
+        if self.send_at.is_none() {
+            self.flush(core);
+        }
         if self.store.wants_rewriting() {
             self.store.rewrite(&core.records())?;
         }
@@ -150,7 +177,7 @@ impl Hands {
             }
             Effect::Reconnect(why) => {
                 self.flush(core);
-                if let Some(stream) = self.stream.take() {
+                if let Some(stream) = self.close_stream() {
                     tracing::warn!(master = stream.address, %why, "ending the session");
                 }
             }
@@ -295,12 +322,13 @@ impl Hands {
             }
         }
         push(&mut messages, &mut message, &mut bytes);
+        self.pace.sent(&reports, Instant::now());
         for message in messages {
             if let Err(error) = stream.outbound.try_send(message) {
                 // Gone: its end is on the way. Full: the master does not read; what it missed is sent again.
                 if matches!(error, mpsc::error::TrySendError::Full(_)) {
                     tracing::warn!(master = stream.address, "the master does not read: ending the session");
-                    self.stream = None;
+                    self.close_stream();
                     core.on_session_lost();
                 }
                 return;

@@ -10,6 +10,7 @@ pub mod detect;
 pub mod driver;
 mod effects;
 mod executors;
+mod pace;
 pub mod recover;
 pub mod serve;
 mod session;

@@ -1,0 +1,74 @@
+//! When statuses leave: at once on a quiet node, together on a busy one.
+
+use proffer_types::LaunchId;
+use proffer_types::event::AgentReport;
+use tokio::time::{Duration, Instant};
+
+/// How long statuses wait at most for the confirmation of those before them.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// Holds statuses back while others are on their way. Each that travels alone costs the masters an entry in their
+/// logs, the framework an update, and what it does about that another entry; those that wait for the one before them,
+/// which is a commit, cost it together. A node on which nothing else happens waits for nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// The last status that was sent, and until when others wait for its confirmation.
+    on_its_way: Option<(LaunchId, u32, Instant)>,
+}
+
+impl Pace {
+    /// Until when `reports` wait; `None` if they are to be sent now. Only statuses wait, and only few.
+    pub(crate) fn holds(&self, reports: &[AgentReport], most: usize, now: Instant) -> Option<Instant> {
+        let until = self.on_its_way.map(|(_, _, until)| until).filter(|until| *until > now)?;
+        let patient = |report: &AgentReport| matches!(report, AgentReport::Status { .. });
+        (!reports.is_empty() && reports.len() < most && reports.iter().all(patient)).then_some(until)
+    }
+
+    /// These are sent.
+    pub(crate) fn sent(&mut self, reports: &[AgentReport], now: Instant) {
+        let last = reports.iter().rev().find_map(|report| match report {
+            AgentReport::Status { launch, status } => Some((*launch, status.task_seq)),
+            _ => None,
+        });
+        if let Some((launch, task_seq)) = last {
+            self.on_its_way = Some((launch, task_seq, now + PATIENCE));
+        }
+    }
+
+    /// Statuses of a launch are committed up to a number. Confirmations come in the order of the statuses.
+    pub(crate) fn confirmed(&mut self, launch: LaunchId, up_to: u32) {
+        self.on_its_way.take_if(|(awaited, task_seq, _)| *awaited == launch && *task_seq <= up_to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proffer_types::{Reason, Source, Status, TaskState};
+
+    use super::*;
+
+    fn status(launch: u64, task_seq: u32) -> AgentReport {
+        let mut status = Status::new(TaskState::Running, Reason::None, Source::Agent);
+        status.task_seq = task_seq;
+        AgentReport::Status { launch: LaunchId(launch), status }
+    }
+
+    #[test]
+    fn statuses_wait_for_the_confirmation_of_those_before_them() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        let (first, second) = ([status(1, 1), status(2, 4)], [status(1, 2)]);
+        assert_eq!(pace.holds(&first, 9, now), None, "nothing is on its way");
+        pace.sent(&first, now);
+        assert_eq!(pace.holds(&second, 9, now), Some(now + PATIENCE));
+        assert_eq!(pace.holds(&second, 1, now), None, "as many as fit a message");
+        assert_eq!(pace.holds(&[], 9, now), None);
+        assert_eq!(pace.holds(&[status(1, 2), AgentReport::Pong { n: 1 }], 9, now), None);
+        pace.confirmed(LaunchId(1), 9);
+        pace.confirmed(LaunchId(2), 3);
+        assert!(pace.holds(&second, 9, now).is_some(), "the last one is not confirmed");
+        pace.confirmed(LaunchId(2), 4);
+        assert_eq!(pace.holds(&second, 9, now), None);
+        pace.sent(&second, now);
+        assert_eq!(pace.holds(&first, 9, now + PATIENCE), None, "nobody confirms");
+    }
+}
