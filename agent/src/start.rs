@@ -130,7 +130,9 @@ fn open_containerizer(
 /// What this agent can do with a task beyond running a command. Plain processes are not contained.
 fn features(isolation: &str) -> BTreeSet<String> {
     let contained = isolation == Isolation::Linux.name();
-    [features::CONTAINMENT].into_iter().filter(|_| contained).map(str::to_owned).collect()
+    let always = [features::CHECKS, features::MAX_COMPLETION, features::TASK_GROUP, features::EXECUTOR];
+    let contained = [features::CONTAINMENT].into_iter().filter(|_| contained);
+    always.into_iter().chain(contained).map(str::to_owned).collect()
 }
 
 /// Whether it is a directory of ours that cannot be made, which has nothing to do with how tasks are separated.

@@ -495,7 +495,10 @@ fn failure(refused: Refused) -> Failure {
         }
         Refused::Rejected(Rejection::ContentDiffers) | Refused::Invalid { .. } => (RefusedKind::Invalid, ""),
         Refused::InvalidOffer { .. } => (RefusedKind::Precondition, "INVALID_OFFER"),
-        Refused::Atomic { .. } | Refused::Rejected(_) => (RefusedKind::Precondition, ""),
+        Refused::Atomic { .. }
+        | Refused::TaskNotRunning { .. }
+        | Refused::AgentUnreachable { .. }
+        | Refused::Rejected(_) => (RefusedKind::Precondition, ""),
         Refused::Denied(_) => (RefusedKind::Denied, ""),
     };
     Failure::Refused(SdkRefused { kind, reason: reason.into(), message: refused.to_string() })

@@ -438,7 +438,8 @@ impl World {
             match output {
                 MindOutput::Propose { term, tag, data } => live.core.propose(term, vec![(tag, data)]),
                 MindOutput::Leads { epoch } => live.epoch = epoch,
-                MindOutput::Follows => {}
+                // Nobody here watches what is told of the log.
+                MindOutput::Told { .. } | MindOutput::Follows => {}
                 MindOutput::Fatal { message } => panic!("master {n}: {message}"),
                 MindOutput::Effect(effect) => self.effect(n, effect),
             }
