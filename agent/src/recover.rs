@@ -6,7 +6,7 @@
 //!   identity       agent id, installation, cluster, greatest leadership, boot id; replaced durably (fsync) on change
 //!   checkpoint/    what was ordered and said, in the order in which it was: a record log, written without fsync
 //!     <first record's number>.log
-//!   sandboxes/ logs/ forgotten/      the containerizer's
+//!   sandboxes/ logs/                 the containerizer's
 //! <runtime-dir>/   the supervisors' sockets and records: gone with the host, as what they tell of
 //! ```
 //!

@@ -6,8 +6,9 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -38,13 +39,25 @@ pub(crate) fn collect(work: &Path, policy: GcPolicy) {
     }
 }
 
+/// The mark of a forgotten launch, on the directory of its logs: the sticky bit, which means nothing else there. A task
+/// reaches that directory by no way. The time of the mark is that of the directory's last change.
+pub(crate) const FORGOTTEN: u32 = 0o1000;
+
+/// Whether the metadata of a launch's logs bear the mark.
+pub(crate) fn is_marked(logs: &fs::Metadata) -> bool {
+    logs.is_dir() && logs.mode() & FORGOTTEN != 0
+}
+
 /// The forgotten launches, the one forgotten longest ago first.
 fn forgotten(work: &Path) -> Vec<(SystemTime, LaunchId)> {
-    let Ok(entries) = fs::read_dir(work.join("forgotten")) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(work.join("logs")) else { return Vec::new() };
     let mut found: Vec<_> = entries
         .flatten()
         .filter_map(|entry| {
-            Some((entry.metadata().ok()?.modified().ok()?, parse(entry.file_name().to_str()?)?))
+            let launch = parse(entry.file_name().to_str()?)?;
+            let logs = entry.metadata().ok().filter(is_marked)?;
+            let since = Duration::new(logs.ctime().try_into().ok()?, logs.ctime_nsec().try_into().ok()?);
+            Some((SystemTime::UNIX_EPOCH + since, launch))
         })
         .collect();
     found.sort_unstable();
@@ -60,11 +73,8 @@ fn is_short(work: &Path, free_percent_min: u8) -> bool {
 }
 
 fn remove(work: &Path, launch: LaunchId) -> io::Result<()> {
-    for part in ["sandboxes", "logs"] {
-        remove_tree(&work.join(part), &name(launch))?;
-    }
-    // Last: whoever is interrupted before begins again.
-    fs::remove_file(work.join("forgotten").join(name(launch)))
+    // The one with the mark last: whoever is interrupted before begins again.
+    ["sandboxes", "logs"].iter().try_for_each(|part| remove_tree(&work.join(part), &name(launch)))
 }
 
 /// Removes `parent/name` and all below it; not there is as good.
@@ -150,29 +160,30 @@ fn open_dir<N: nix::NixPath + ?Sized>(parent: BorrowedFd<'_>, name: &N) -> nix::
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn work(test: &str) -> std::path::PathBuf {
         let dir = std::env::temp_dir().join(format!("proffer-gc-{test}-{}", std::process::id()));
-        for part in ["sandboxes", "logs", "forgotten"] {
+        for part in ["sandboxes", "logs"] {
             fs::create_dir_all(dir.join(part)).unwrap();
         }
         dir
     }
 
     fn forget(work: &Path, launch: LaunchId) {
-        fs::create_dir(work.join("logs").join(name(launch))).unwrap();
+        let logs = work.join("logs").join(name(launch));
+        fs::create_dir(&logs).unwrap();
+        fs::set_permissions(&logs, std::os::unix::fs::PermissionsExt::from_mode(FORGOTTEN | 0o700)).unwrap();
         fs::create_dir(work.join("sandboxes").join(name(launch))).unwrap();
-        fs::write(work.join("forgotten").join(name(launch)), b"").unwrap();
     }
 
     #[test]
     fn only_what_was_forgotten_long_ago_goes() {
         let work = work("old");
         forget(&work, LaunchId(1));
-        fs::create_dir(work.join("sandboxes").join(name(LaunchId(2)))).unwrap();
+        for part in ["sandboxes", "logs"] {
+            fs::create_dir(work.join(part).join(name(LaunchId(2)))).unwrap();
+        }
         collect(&work, GcPolicy { retention: Duration::from_secs(3600), free_percent_min: 0 });
         assert!(work.join("sandboxes").join(name(LaunchId(1))).exists());
         collect(&work, GcPolicy { retention: Duration::ZERO, free_percent_min: 0 });

@@ -63,7 +63,7 @@ pub struct Options {
     pub agent_instance: String,
     /// Where the cgroup hierarchies are mounted; found by itself if absent.
     pub cgroup_root: Option<PathBuf>,
-    /// Survives a restart of the host: `sandboxes/`, `logs/` and `forgotten/` are made in it.
+    /// Survives a restart of the host: `sandboxes/` and `logs/` are made in it.
     pub work_dir: PathBuf,
     /// On a tmpfs: `supervisors/` is made in it. Must exist or be creatable.
     pub runtime_dir: PathBuf,

@@ -143,15 +143,15 @@ impl Group {
     }
 
     /// Opens what a process is put into the group by; on v1 into the groups `shared` as well, but for those in whose
-    /// hierarchy it has one of its own.
-    pub(super) fn entry(&self, shared: &[PathBuf]) -> Result<Entry, Error> {
+    /// hierarchy it has one of its own, which a `plain` one has not.
+    pub(super) fn entry(&self, shared: &[PathBuf], plain: bool) -> Result<Entry, Error> {
         if self.layout.is_v2() {
             let path = self.dir("cpu");
             let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&path);
             let dir = dir.map_err(|source| Error::Path { operation: "open cgroup", path, source })?;
             return Ok(Entry::Directory(dir.into()));
         }
-        let further = self.layout.further_roots();
+        let further = if plain { Vec::new() } else { self.layout.further_roots() };
         let own = further.iter().map(|root| root.join(&self.path)).filter(|dir| dir.is_dir());
         let own: Vec<PathBuf> = self.dirs().into_iter().chain(own).collect();
         let siblings = shared.iter().filter(|dir| !own.iter().any(|own| own.parent() == dir.parent()));
@@ -258,6 +258,16 @@ impl Group {
     pub(crate) fn counters(&self) -> Result<Counters, Error> {
         let (dir, v2) = (self.dir("memory"), self.layout.is_v2());
         Ok(Counters { oom_kills: memory::oom_kills(&dir, v2)?, memory_peak_bytes: memory::peak(&dir, v2)? })
+    }
+
+    /// What remains of it when it is empty: bytes, processes killed for want of memory, microseconds.
+    pub(super) fn rest(&self) -> Result<(u64, u64, u64), Error> {
+        let (dir, v2) = (self.dir("memory"), self.layout.is_v2());
+        Ok((
+            memory::current(&dir, v2)?,
+            memory::oom_kills(&dir, v2)?,
+            cpu::used_usec(&self.layout, &self.path)?,
+        ))
     }
 
     /// What it uses now.

@@ -31,7 +31,7 @@ mod tree;
 mod tree_tests;
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use proffer_types::LaunchId;
@@ -69,9 +69,19 @@ fn write(path: &Path, text: &str) -> Result<(), Error> {
     written.map_err(|source| Error::Path { operation: "write", path: path.to_owned(), source })
 }
 
-/// Reads a small kernel file.
+/// Reads a kernel file; a small one with one call, for the kernel gives all of it at once.
 fn read(path: PathBuf) -> Result<String, Error> {
-    fs::read_to_string(&path).map_err(|source| Error::Path { operation: "read", path, source })
+    let read = || {
+        let mut file = fs::File::open(&path)?;
+        let mut start = [0; 512];
+        let length = file.read(&mut start)?;
+        let mut text = start[..length].to_vec();
+        if length == start.len() {
+            file.read_to_end(&mut text)?;
+        }
+        String::from_utf8(text).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))
+    };
+    read().map_err(|source| Error::Path { operation: "read", path: path.clone(), source })
 }
 
 /// The number in a kernel file.

@@ -215,9 +215,9 @@ impl Tree {
     ) -> Result<Entry, Error> {
         let mut slots = self.slots();
         if let Some(holding) = slots.get(launch) {
-            let slot = holding.slot;
+            let (slot, plain) = (holding.slot, holding.plain);
             drop(slots);
-            return self.slot(slot).entry(&self.rules.shared);
+            return self.slot(slot).entry(&self.rules.shared, plain);
         }
         let plain = extras.is_empty() && limits.kept_bytes() == 0;
         let idle = if plain { slots.take_idle(framework, limits) } else { None };
@@ -256,12 +256,13 @@ impl Tree {
         if limits.kept_bytes() > 0 {
             self.keep_memory();
         }
-        group.entry(&self.rules.shared)
+        group.entry(&self.rules.shared, extras.is_empty())
     }
 
     /// Opens what another process enters a container's group by.
     pub(crate) fn entry(&self, launch: LaunchId) -> Result<Entry, Error> {
-        self.group(launch).entry(&self.rules.shared)
+        let plain = self.slots().get(launch).is_some_and(|holding| holding.plain);
+        self.group(launch).entry(&self.rules.shared, plain)
     }
 
     /// Sets other limits of processor time and memory; memory that is in use stays allowed.
@@ -329,13 +330,9 @@ impl Tree {
 
     /// What is left in an emptied group, if that is little enough to use it again.
     fn rest(&self, group: &Group, holding: &Holding) -> Result<Option<Idle>, Error> {
-        let usage = group.usage()?;
-        if usage.memory_bytes > LEFT_MAX {
-            return Ok(None);
-        }
-        let oom_kills = group.counters()?.oom_kills;
+        let (memory_bytes, oom_kills, cpu_usec) = group.rest()?;
         let Holding { slot, limits, .. } = *holding;
-        Ok(Some(Idle { slot, limits, oom_kills, cpu_usec: usage.cpu_usec }))
+        Ok((memory_bytes <= LEFT_MAX).then_some(Idle { slot, limits, oom_kills, cpu_usec }))
     }
 
     /// Its group is not used again: more was done to it than a container does.

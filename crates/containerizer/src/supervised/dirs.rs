@@ -3,8 +3,8 @@
 //! ```text
 //! <work>/                       survives a restart of the host
 //!   sandboxes/<launch>/         the task's own directory
-//!   logs/<launch>/              stdout.<offset>, stderr.<offset>: the supervisor's, out of the task's reach
-//!   forgotten/<launch>          an empty file, as old as the forgetting: what may be collected
+//!   logs/<launch>/              stdout.<offset>, stderr.<offset>: the supervisor's, out of the task's reach; marked
+//!                               when the launch was forgotten, so that it may be collected
 //! <runtime>/                    on a tmpfs
 //!   supervisors/<instance>/     the supervisor's own records, see supervisor.proto
 //!   supervisors/<instance>.sock where it listens
@@ -29,6 +29,7 @@ use prost::Message;
 use serde::Deserialize;
 
 use crate::cgroup::{name, parse};
+use crate::gc::{FORGOTTEN, is_marked};
 use crate::{Error, InstanceId, Isolation};
 
 /// Where everything is.
@@ -70,7 +71,6 @@ impl Dirs {
             (self.runtime.clone(), 0o755),
             (self.work.join("sandboxes"), sandboxes),
             (self.work.join("logs"), 0o700),
-            (self.work.join("forgotten"), 0o700),
             (self.supervisors(), 0o700),
         ] {
             let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&dir);
@@ -98,10 +98,6 @@ impl Dirs {
     /// Where a custom executor that is a plain process finds its socket, as supervisor.proto has it.
     pub(crate) fn executor_socket(&self, instance: InstanceId, launch: LaunchId) -> PathBuf {
         self.instance(instance).join("executor").join(launch.0.to_string()).join("socket")
-    }
-
-    pub(crate) fn forgotten(&self) -> PathBuf {
-        self.work.join("forgotten")
     }
 
     pub(crate) fn held(&self) -> PathBuf {
@@ -139,11 +135,17 @@ impl Dirs {
 
     /// Lets `gc` have a launch's sandbox and logs from now on.
     pub(crate) fn mark_forgotten(&self, launch: LaunchId) -> Result<(), Error> {
-        let path = self.forgotten().join(name(launch));
-        if !self.sandbox(launch).exists() && !self.logs(launch).exists() {
-            return Ok(());
+        let path = self.logs(launch);
+        let mark = || fs::set_permissions(&path, fs::Permissions::from_mode(FORGOTTEN | 0o700));
+        match mark() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.sandbox(launch).exists() => Ok(()),
+            // The mark needs something to be on.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir(&path).and_then(|()| mark())
+            }
+            marked => marked,
         }
-        fs::write(&path, b"").map_err(|source| Error::Path { operation: "write", path, source })
+        .map_err(|source| Error::Path { operation: "mark", path, source })
     }
 
     /// The launches that have a sandbox or logs and are not marked as forgotten.
@@ -152,7 +154,7 @@ impl Dirs {
         launches.extend(launches_in(&self.work.join("logs"), parse));
         launches.sort_unstable();
         launches.dedup();
-        launches.retain(|&launch| !self.forgotten().join(name(launch)).exists());
+        launches.retain(|&launch| !fs::metadata(self.logs(launch)).is_ok_and(|logs| is_marked(&logs)));
         launches
     }
 

@@ -176,7 +176,7 @@ fn launch_many() {
     bench.agent().gc(GcPolicy { retention: Duration::ZERO, free_percent_min: 0 });
     let work = bench.work().to_owned();
     until("sandboxes and logs are collected", || {
-        ["sandboxes", "logs", "forgotten"].iter().all(|dir| count(&work.join(dir)) == 0)
+        ["sandboxes", "logs"].iter().all(|dir| count(&work.join(dir)) == 0)
     });
     assert_eq!(bench.agent().usage(LaunchId(1)), None);
     bench.close();
