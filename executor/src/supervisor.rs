@@ -144,13 +144,15 @@ impl Supervisor {
             Token::InsideStatus(serial) => self.on_inside_status(serial),
             Token::InsideExit(serial) => self.on_inside_exit(serial),
             Token::PumpControl => {
-                for progress in self.logs.on_control(&self.poller) {
+                let heard = self.logs.on_control(&self.poller);
+                // All of it is taken in before an end is reported, which tells of both streams.
+                for progress in &heard {
                     if let Some(launch) = self.launches.get_mut(&progress.launch_id) {
                         launch.dropped[usize::from(progress.which == Which::Stderr)] = progress.dropped;
                     }
-                    if progress.ended {
-                        self.report_if_due(progress.launch_id, Instant::now());
-                    }
+                }
+                for progress in heard.iter().filter(|progress| progress.ended) {
+                    self.report_if_due(progress.launch_id, Instant::now());
                 }
             }
             Token::PumpExit => {

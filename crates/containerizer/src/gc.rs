@@ -74,13 +74,16 @@ fn is_short(work: &Path, free_percent_min: u8) -> bool {
 
 fn remove(work: &Path, launch: LaunchId) -> io::Result<()> {
     // The one with the mark last: whoever is interrupted before begins again.
-    ["sandboxes", "logs"].iter().try_for_each(|part| remove_tree(&work.join(part), &name(launch)))
+    ["sandboxes", "groups", "logs"].iter().try_for_each(|part| remove_tree(&work.join(part), &name(launch)))
 }
 
 /// Removes `parent/name` and all below it; not there is as good.
 fn remove_tree(parent: &Path, name: &str) -> io::Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let parent = nix::fcntl::open(parent, flags, Mode::empty())?;
+    let parent = match nix::fcntl::open(parent, flags, Mode::empty()) {
+        Err(Errno::ENOENT) => return Ok(()),
+        opened => opened?,
+    };
     let top = match open_dir(parent.as_fd(), name) {
         Ok(top) => top,
         Err(Errno::ENOENT) => return Ok(()),

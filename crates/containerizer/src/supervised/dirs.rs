@@ -4,7 +4,10 @@
 //! <work>/                       survives a restart of the host
 //!   sandboxes/<launch>/         the task's own directory
 //!   logs/<launch>/              stdout.<offset>, stderr.<offset>: the supervisor's, out of the task's reach; marked
-//!                               when the launch was forgotten, so that it may be collected
+//!                               when the launch was forgotten, so that it may be collected; in it `group`, the first of its group
+//!   groups/<launch>/            of the group that the launch is the first of:
+//!     data/                     what its members share
+//!     members/<launch>          an empty file for each that is not forgotten
 //! <runtime>/                    on a tmpfs
 //!   supervisors/<instance>/     the supervisor's own records, see supervisor.proto
 //!   supervisors/<instance>.sock where it listens
@@ -62,24 +65,27 @@ impl Dirs {
     /// Makes what is not there. A plain process reaches its sandbox by its path; a container does not, and then no
     /// user of the host may either: a task may leave programs with the setuid bit there.
     pub(crate) fn create(&self, isolation: Isolation) -> Result<(), Error> {
-        let sandboxes = match isolation {
+        let passed_through = match isolation {
             Isolation::Linux => 0o700,
             Isolation::Process => 0o711,
         };
         for (dir, mode) in [
             (self.work.clone(), 0o755),
             (self.runtime.clone(), 0o755),
-            (self.work.join("sandboxes"), sandboxes),
+            (self.work.join("sandboxes"), passed_through),
+            (self.work.join("groups"), passed_through),
             (self.work.join("logs"), 0o700),
-            (self.supervisors(), 0o700),
+            (self.supervisors(), passed_through),
         ] {
             let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&dir);
             made.map_err(|source| Error::Path { operation: "create directory", path: dir, source })?;
         }
-        let path = self.work.join("sandboxes");
-        // Of an agent that ran with the other isolation before.
-        let set = fs::set_permissions(&path, fs::Permissions::from_mode(sandboxes));
-        set.map_err(|source| Error::Path { operation: "change the mode of", path, source })
+        for path in [self.work.join("sandboxes"), self.work.join("groups"), self.supervisors()] {
+            // Of an agent that ran with the other isolation before.
+            let set = fs::set_permissions(&path, fs::Permissions::from_mode(passed_through));
+            set.map_err(|source| Error::Path { operation: "change the mode of", path, source })?;
+        }
+        Ok(())
     }
 
     pub(crate) fn sandbox(&self, launch: LaunchId) -> PathBuf {
@@ -92,7 +98,44 @@ impl Dirs {
 
     /// What the members of a group share.
     pub(crate) fn group(&self, first: LaunchId) -> PathBuf {
+        self.of_group(first).join("data")
+    }
+
+    fn of_group(&self, first: LaunchId) -> PathBuf {
         self.work.join("groups").join(name(first))
+    }
+
+    fn members(&self, first: LaunchId) -> PathBuf {
+        self.of_group(first).join("members")
+    }
+
+    /// Makes what the members of a group share, for a launch whose logs have their directory, and opens it.
+    pub(crate) fn join_group(&self, first: LaunchId, launch: LaunchId) -> Result<OwnedFd, Error> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Path { operation: "make", path, source }
+        };
+        let of_group = self.of_group(first);
+        // Passed through, read by nobody.
+        make_dir(&of_group, 0o711).map_err(failed(&of_group))?;
+        let members = self.members(first);
+        make_dir(&members, 0o700).map_err(failed(&members))?;
+        for (path, text) in
+            [(self.logs(launch).join("group"), name(first)), (members.join(name(launch)), String::new())]
+        {
+            fs::write(&path, text).map_err(failed(&path))?;
+        }
+        let data = self.group(first);
+        // As /tmp is: members may be of different users.
+        make_dir(&data, 0o1777).map_err(failed(&data))?;
+        make_and_open(&data)
+    }
+
+    /// Takes a launch from its group; the group's first, if it was the last member.
+    fn leave_group(&self, launch: LaunchId) -> Option<LaunchId> {
+        let first = parse(&fs::read_to_string(self.logs(launch).join("group")).ok()?)?;
+        let _ = fs::remove_file(self.members(first).join(name(launch)));
+        fs::remove_dir(self.members(first)).is_ok().then_some(first)
     }
 
     /// Where a custom executor that is a plain process finds its socket, as supervisor.proto has it.
@@ -135,10 +178,18 @@ impl Dirs {
 
     /// Lets `gc` have a launch's sandbox and logs from now on.
     pub(crate) fn mark_forgotten(&self, launch: LaunchId) -> Result<(), Error> {
+        if let Some(first) = self.leave_group(launch) {
+            self.mark(first)?;
+        }
+        // What a group shares is collected with its first, which therefore waits for the others.
+        if self.members(launch).exists() { Ok(()) } else { self.mark(launch) }
+    }
+
+    fn mark(&self, launch: LaunchId) -> Result<(), Error> {
         let path = self.logs(launch);
         let mark = || fs::set_permissions(&path, fs::Permissions::from_mode(FORGOTTEN | 0o700));
         match mark() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.sandbox(launch).exists() => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.has_more(launch) => Ok(()),
             // The mark needs something to be on.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir(&path).and_then(|()| mark())
@@ -146,6 +197,11 @@ impl Dirs {
             marked => marked,
         }
         .map_err(|source| Error::Path { operation: "mark", path, source })
+    }
+
+    /// Whether anything but logs is left of a launch, or of the group that it is the first of.
+    fn has_more(&self, launch: LaunchId) -> bool {
+        self.sandbox(launch).exists() || self.of_group(launch).exists()
     }
 
     /// The launches that have a sandbox or logs and are not marked as forgotten.
@@ -244,6 +300,15 @@ struct IdentityFile {
 fn launches_in(dir: &Path, parse: impl Fn(&str) -> Option<LaunchId>) -> Vec<LaunchId> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     entries.flatten().filter_map(|entry| parse(entry.file_name().to_str()?)).collect()
+}
+
+/// Makes a directory with this mode whatever the mask; one that is there stays as it is.
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn make_and_open(path: &Path) -> Result<OwnedFd, Error> {

@@ -382,6 +382,12 @@ impl Engine {
             supervisor.idle_since = None;
             return;
         }
+        self.retire(instance);
+    }
+
+    /// Has a supervisor end with its last launch, and sends it no new ones.
+    pub(super) fn retire(&mut self, instance: InstanceId) {
+        let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
         supervisor.draining = true;
         self.shared.current().retain(|_, current| *current != instance);
         self.order(instance, Order::Shutdown(Shutdown {}));

@@ -1,7 +1,6 @@
 //! Finding again what an earlier life of the agent left.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -179,11 +178,11 @@ impl Engine {
     }
 }
 
-/// Whether a process runs the very file that `program` is now.
+/// Whether a process runs the program that `program` is now.
 fn runs_program(pid: i32, program: &Path) -> bool {
-    let file = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
-    let now = file(program);
-    now.is_some() && now == file(Path::new(&format!("/proc/{pid}/exe")))
+    let build = |path: &Path| proffer_launcher::build_id(path).ok();
+    let now = build(program);
+    now.is_some() && now == build(Path::new(&format!("/proc/{pid}/exe")))
 }
 
 /// Whether a process is one of `ancestors` or a descendant of one: their log pumps are.

@@ -71,6 +71,8 @@ pub(super) struct Supervisor {
     pub(super) draining: bool,
     /// Names the program that it runs; empty of the first release, or before it has said so.
     pub(super) build: String,
+    /// That is not the one that new supervisors run.
+    pub(super) outdated: bool,
     /// It has been up in this life of the agent, or in an earlier one.
     pub(super) seen_up: bool,
     /// The launches that it is to be asked about.
@@ -96,6 +98,7 @@ impl Supervisor {
             blocked: false,
             draining: false,
             build: String::new(),
+            outdated: false,
             seen_up: false,
             launches: BTreeSet::new(),
             idle_since: None,

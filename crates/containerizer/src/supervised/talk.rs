@@ -135,6 +135,14 @@ impl Engine {
         let (sandbox, logs) = self.dirs.make_sandbox(id, account.uid, account.gid).map_err(failed)?;
         descriptors.push((Descriptor::SandboxDir, sandbox));
         descriptors.push((Descriptor::LogDir, logs));
+        let group = self.launches.get(&id).and_then(|launch| launch.group);
+        if let Some(group) = group {
+            let shared = self.dirs.join_group(group.first, id).map_err(failed)?;
+            // A plain process reaches it by its path.
+            if self.options.isolation == Isolation::Linux {
+                descriptors.push((Descriptor::MountDir, shared));
+            }
+        }
         let message = pb::Launch {
             limits: asked.limits,
             seccomp: asked.seccomp,
@@ -220,6 +228,9 @@ impl Engine {
             return self.lost_answers(instance);
         }
         supervisor.build.clone_from(&welcome.build);
+        // While there is no program none is newer.
+        supervisor.outdated =
+            proffer_launcher::build_id(&self.options.executor).is_ok_and(|build| build != welcome.build);
         if supervisor.list().is_err() {
             supervisor.disconnected();
         }
@@ -231,6 +242,10 @@ impl Engine {
         let mut listed: BTreeMap<_, _> =
             listed.into_iter().map(|info| (LaunchId(info.launch_id), info)).collect();
         let ours = self.supervisors.get(&instance).map(|s| s.launches.iter().copied().collect::<Vec<_>>());
+        let outdated = self.supervisors.get(&instance).is_some_and(|supervisor| supervisor.outdated);
+        if outdated {
+            self.retire(instance);
+        }
         for id in ours.unwrap_or_default() {
             self.on_listed_launch(instance, id, listed.remove(&id));
         }
@@ -264,8 +279,10 @@ impl Engine {
             (Phase::Removing { .. }, Some(_)) if forget => self.push_forget(instance, id),
             (Phase::Queued | Phase::Sent, None) if launch.spec.is_some() => {
                 launch.phase = Phase::Queued;
-                if let Some(supervisor) = self.supervisors.get_mut(&instance) {
-                    supervisor.out.push_back(Out::Launch(id));
+                match self.supervisors.get_mut(&instance) {
+                    Some(supervisor) if supervisor.draining => self.not_started(id),
+                    Some(supervisor) => supervisor.out.push_back(Out::Launch(id)),
+                    None => {}
                 }
             }
             (Phase::Queued | Phase::Asked | Phase::Sent, None) => self.judge(id),

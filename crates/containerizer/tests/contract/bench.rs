@@ -302,6 +302,14 @@ impl Bench {
         chunk.map_or_else(|_| String::new(), |chunk| String::from_utf8_lossy(&chunk.bytes).into_owned())
     }
 
+    /// Takes what was told of a launch's start and checks, of which a test has seen enough.
+    pub(crate) fn expect_none_but_started(&mut self, launch: LaunchId) {
+        self.events.retain(|event| match event {
+            Event::Started { launch: of, .. } | Event::Checked { launch: of, .. } => *of != launch,
+            _ => true,
+        });
+    }
+
     /// Waits for a launch's end, which must come as `Ended`.
     pub(crate) fn end(&mut self, launch: LaunchId) -> proffer_containerizer::End {
         match self.of(launch) {

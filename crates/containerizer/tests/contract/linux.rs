@@ -280,8 +280,22 @@ fn after_an_upgrade_new_launches_go_to_the_new_program() {
     let Some(mut bench) = bench() else { return };
     let old = bench.run(&Program::Gate(1));
     let new = bench.runtime().join("executor");
+    let mut program = std::fs::read(&bench.options().executor).expect("readable");
     std::fs::copy(&bench.options().executor, &new).expect("copied");
     bench.options().executor = new.clone();
+    // The same program in another file is the same.
+    bench.restart(&[Bench::known(&old, false)]);
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+    assert_eq!(bench.spec(&Program::Gate(0)).instance, old.instance);
+    // Another one by its build id.
+    let id = proffer_launcher::build_id(&new).expect("a build id");
+    let id = (0..id.len()).step_by(2).map(|at| u8::from_str_radix(&id[at..at + 2], 16).expect("hexadecimal"));
+    let id = id.collect::<Vec<_>>();
+    let at = program.windows(id.len()).position(|part| part == id).expect("its note");
+    program[at] ^= 1;
+    std::fs::remove_file(&new).expect("removed");
+    std::fs::write(&new, program).expect("written");
+    std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     bench.options().supervisor_idle = Duration::from_millis(50);
     bench.restart(&[Bench::known(&old, false)]);
     bench.expect("recovery ends", |event| *event == Event::Recovered);

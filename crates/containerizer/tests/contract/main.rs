@@ -8,3 +8,4 @@ mod bench;
 mod leftovers;
 mod linux;
 mod promises;
+mod supervision;
