@@ -407,6 +407,8 @@ impl Reading<'_> {
 
     fn skip(&mut self, path: &Path, why: String) -> bool {
         self.sum.skipped += 1;
+        // Its path is told beside it.
+        let why = why.strip_prefix(&format!("`{}`: ", clean(path))).map(str::to_owned).unwrap_or(why);
         let path = Bytes::copy_from_slice(path.as_os_str().as_bytes());
         (self.emit)(Item::Skipped(FileSkipped { path, why }))
     }

@@ -65,6 +65,9 @@ pub(crate) enum Verb {
     /// Frameworks: the programs that decide what runs.
     #[command(subcommand)]
     Framework(FrameworkVerb),
+    /// Executors: frameworks' own programs that run their tasks.
+    #[command(subcommand)]
+    Executor(ExecutorVerb),
     /// Offers.
     #[command(subcommand)]
     Offer(OfferVerb),
@@ -228,6 +231,9 @@ pub(crate) struct RunArgs {
     /// Added to the task's environment; may be repeated.
     #[arg(long, value_name = "K=V", value_parser = parse::env)]
     pub(crate) env: Vec<(String, String)>,
+    /// Give the task a terminal instead of pipes; `proffer task attach` types on it.
+    #[arg(long)]
+    pub(crate) tty: bool,
     /// Run N tasks, with PROFFER_ARRAY_INDEX from 1 to N.
     #[arg(long, value_name = "1-N", value_parser = parse::array)]
     pub(crate) array: Option<u32>,
@@ -364,6 +370,24 @@ pub(crate) enum FrameworkVerb {
     Teardown {
         /// Its id; may be shortened.
         framework: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExecutorVerb {
+    /// List executors.
+    List {
+        /// Only of this framework.
+        #[arg(long, value_name = "ID")]
+        framework: Option<String>,
+        /// Ended ones that are remembered too.
+        #[arg(long)]
+        ended: bool,
+    },
+    /// Show one executor.
+    Show {
+        /// Its launch, FRAMEWORK/EXECUTOR, or EXECUTOR where that is unique; ids may be shortened.
+        executor: String,
     },
 }
 

@@ -7,7 +7,7 @@ use proffer_types::{AgentId, CellTag, FrameworkId, TaskId};
 
 use crate::cmd::Cluster;
 use crate::fail::{Code, Failure};
-use crate::render::text;
+use crate::render::{Executor, text};
 
 /// Most candidates that an ambiguity lists.
 const LISTED_MAX: usize = 20;
@@ -59,6 +59,31 @@ pub(crate) async fn task(cluster: &Cluster, given: &str) -> Result<(FrameworkId,
     }
     let filter = TaskFilter { framework: of, ..TaskFilter::default() };
     pick_task(given, name, candidates(cluster, &filter).await?)
+}
+
+/// The executor that `given` names: by its launch, as `FRAMEWORK/EXECUTOR`, or `EXECUTOR` where that is unique.
+pub(crate) async fn executor(cluster: &Cluster, given: &str) -> Result<Executor, Failure> {
+    let rows = cluster.admin.executors(None, true).await?;
+    let cell = cluster.cell();
+    let mut all: Vec<Executor> = rows.into_iter().map(|row| Executor::new(row, cell)).collect();
+    let launches: Vec<String> = all.iter().map(|one| one.launch_id.clone()).collect();
+    if given.starts_with("lch_") {
+        let at = pick("executor", given, &launches, "proffer executor list --ended")?;
+        return Ok(all.swap_remove(at));
+    }
+    let names = |one: &Executor| {
+        let whole = format!("{}/{}", one.framework_id, one.executor_id);
+        given == one.executor_id || given == whole || (given.contains('/') && whole.starts_with(given))
+    };
+    let found: Vec<usize> = (0..all.len()).filter(|at| names(&all[*at])).collect();
+    match found[..] {
+        [] => Err(none("executor", given, "proffer executor list --ended")),
+        [at] => Ok(all.swap_remove(at)),
+        _ => {
+            let found: Vec<String> = found.iter().map(|at| launches[*at].clone()).collect();
+            Err(several("executor", given, &found))
+        }
+    }
 }
 
 /// By printed name. A task id that was used again is one candidate.

@@ -45,6 +45,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Result<u8, fail::Failure> {
         Verb::Task(verb) => return cmd::task::task(&cluster, verb, out).await,
         Verb::Agent(verb) => cmd::agent::agent(&cluster, verb, out).await?,
         Verb::Framework(verb) => cmd::framework::framework(&cluster, verb, out).await?,
+        Verb::Executor(verb) => cmd::executor::executor(&cluster, verb, out).await?,
         Verb::Offer(args::OfferVerb::List) => cmd::offers(&cluster, out).await?,
         Verb::Master(args::MasterVerb::List) => cmd::masters(&cluster, out).await?,
         Verb::Events { follow, from } => cmd::events::events(&cluster, follow, from, out).await?,

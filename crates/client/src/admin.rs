@@ -14,7 +14,7 @@ use proffer_wire::admin::v1 as pb;
 use proffer_wire::admin::v1::admin_service_client::AdminServiceClient;
 use proffer_wire::malformed::Malformed;
 use proffer_wire::rows::{
-    AgentRow, FrameworkRow, MasterRow, OfferRow, ReadOptions, StatusSummary, TaskFilter, TaskRow, ViewStamp,
+    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, ReadOptions, StatusSummary, TaskFilter, TaskRow, ViewStamp,
 };
 use proffer_wire::{from_proto, to_proto};
 use tokio::time::Instant;
@@ -220,6 +220,26 @@ impl AdminClient {
         let answer = self.ask(what, async |mut c| c.get_framework(request).await).await?;
         self.seen_in(what, answer.view)?;
         self.parsed(what, from_proto::framework_row(answer.framework.unwrap_or_default()))
+    }
+
+    /// Frameworks' own executors, all pages; ended ones that are remembered too if wanted.
+    pub async fn executors(
+        &self,
+        framework: Option<FrameworkId>,
+        ended: bool,
+    ) -> Result<Vec<ExecutorRow>, Error> {
+        let what = "list executors";
+        self.pages(what, async |token| {
+            let page = Some(pb::Page { size: 0, token });
+            let framework_id = framework.unwrap_or_default().0;
+            let request = pb::ListExecutorsRequest { read: fresh(), page, framework_id, ended };
+            let answer = self.ask(what, async |mut c| c.list_executors(request.clone()).await).await?;
+            Ok((answer.view, answer.executors, answer.next))
+        })
+        .await?
+        .into_iter()
+        .map(|executor| self.parsed(what, from_proto::executor_row(executor)))
+        .collect()
     }
 
     /// The outstanding offers.

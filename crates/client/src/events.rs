@@ -118,7 +118,9 @@ fn resync(message: &str) -> Error {
 /// A refused opening says nothing of pages.
 fn named(error: Error) -> Error {
     match error {
-        Error::Refused { refused, .. } if refused.reason == "RESYNC" => resync("the events before are kept no more"),
+        Error::Refused { refused, .. } if refused.reason == "RESYNC" => {
+            resync("the events before are kept no more")
+        }
         other => other,
     }
 }

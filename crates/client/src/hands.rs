@@ -405,7 +405,8 @@ impl AdminClient {
             size: 0,
             token,
         };
-        let answer = self.ask("list a task's files", async |mut c| c.list_files(request.clone()).await).await?;
+        let answer =
+            self.ask("list a task's files", async |mut c| c.list_files(request.clone()).await).await?;
         Ok(FilePage { entries: answer.entries, next: answer.next, directory: answer.directory })
     }
 

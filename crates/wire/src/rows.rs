@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proffer_types::event::Group;
 use proffer_types::{
     AgentId, AttributeValue, ClusterId, ClusterTime, FrameworkId, FrameworkInfo, LaunchId, MasterId,
     Resources, Role, Status, TaskId, TaskState,
@@ -109,6 +110,45 @@ pub struct TaskRow {
     pub hostname: String,
     /// Whether it is terminal and acknowledged.
     pub retired: bool,
+    /// The group it starts and ends with.
+    pub group: Option<Group>,
+    /// The executor that runs it; empty if it is a command.
+    pub executor: String,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+}
+
+/// An executor of a framework on an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutorRow {
+    /// The framework's name for it.
+    pub executor: String,
+    /// Whose.
+    pub framework: FrameworkId,
+    /// Where.
+    pub agent: AgentId,
+    /// Unique for ever.
+    pub launch: LaunchId,
+    /// In which role.
+    pub role: Role,
+    /// Its newest status.
+    pub status: Status,
+    /// What it holds, or held, besides its tasks.
+    pub resources: Resources,
+    /// Wall time of the acceptance (milliseconds since 1970).
+    pub created_ms: u64,
+    /// Wall time of the first RUNNING.
+    pub started_ms: Option<u64>,
+    /// Wall time of the end.
+    pub finished_ms: Option<u64>,
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// The Unix user it was asked to run as; empty for `nobody`.
+    pub user: String,
+    /// The agent's host.
+    pub hostname: String,
+    /// Its tasks that are not terminal.
+    pub live_tasks: u64,
 }
 
 /// An agent.

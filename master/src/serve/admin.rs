@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proffer_types::command::Rejection;
-use proffer_types::event::DataAction;
+use proffer_types::event::{DataAction, LaunchKind};
 use proffer_types::resources::{AMOUNT_MAX, Custom, Quantities, Resources, ScalarKind};
 use proffer_types::{
     Agent, AgentId, AgentState, Framework, FrameworkId, FrameworkState, LaunchId, MasterId, Task, TaskId,
@@ -14,7 +14,7 @@ use proffer_wire::agent::v1::data_chunk::Answer;
 use proffer_wire::agent::v1::data_request::Ask;
 use proffer_wire::malformed::Malformed;
 use proffer_wire::rows::{
-    AgentRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary,
+    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary,
     TaskFilter, TaskRow, ViewStamp,
 };
 use proffer_wire::{from_proto, status, to_proto};
@@ -217,6 +217,27 @@ impl AdminService for Admin {
             })
         });
         Ok(Response::new(pb::ListOffersResponse { view: Some(stamp(&view)), offers: offers.collect() }))
+    }
+
+    async fn list_executors(
+        &self,
+        request: Request<pb::ListExecutorsRequest>,
+    ) -> Result<Response<pb::ListExecutorsResponse>, Status> {
+        let (options, page, framework, ended) = parsed(from_proto::list_executors(request.into_inner()))?;
+        let view = self.page_view(options, &page).await?;
+        let response = read(move || {
+            let after = page.after.map_or(0, |token| token.last);
+            let wanted = |e: &&Task| {
+                e.launch_id.0 > after && framework.is_none_or(|framework| e.framework == framework)
+            };
+            let history = ended.then(|| view.registry.executor_history()).into_iter().flatten();
+            let mut found: Vec<&Task> = view.registry.executors().chain(history).filter(wanted).collect();
+            found.sort_unstable_by_key(|executor| executor.launch_id);
+            let row = |executor: &Task| to_proto::executor_row(&executor_row(&view, executor));
+            let (executors, next) = cut(&view, &page, found.into_iter(), |e| e.launch_id.0, row);
+            pb::ListExecutorsResponse { view: Some(stamp(&view)), executors, next }
+        });
+        Ok(Response::new(response.await?))
     }
 
     async fn list_masters(
@@ -461,12 +482,35 @@ fn task_row(view: &View, task: &Task, retired: bool) -> TaskRow {
         launch: task.launch_id,
         argv: task.spec.argv.clone(),
         user: task.spec.user.clone(),
-        hostname: view
-            .registry
-            .agent(task.agent)
-            .map(|agent| agent.info.hostname.clone())
-            .unwrap_or_default(),
+        hostname: hostname(view, task.agent),
         retired,
+        group: task.group,
+        executor: task.spec.executor.as_ref().map(|executor| executor.id.to_string()).unwrap_or_default(),
+        terminal: task.spec.container.terminal,
+    }
+}
+
+fn hostname(view: &View, agent: AgentId) -> String {
+    view.registry.agent(agent).map(|agent| agent.info.hostname.clone()).unwrap_or_default()
+}
+
+fn executor_row(view: &View, executor: &Task) -> ExecutorRow {
+    let own = LaunchKind::TaskOf(executor.launch_id);
+    ExecutorRow {
+        executor: executor.task_id.to_string(),
+        framework: executor.framework,
+        agent: executor.agent,
+        launch: executor.launch_id,
+        role: executor.role.clone(),
+        status: executor.status.clone(),
+        resources: executor.resources.clone(),
+        created_ms: executor.created_wall_ms,
+        started_ms: executor.started_wall_ms,
+        finished_ms: executor.finished_wall_ms,
+        argv: executor.spec.argv.clone(),
+        user: executor.spec.user.clone(),
+        hostname: hostname(view, executor.agent),
+        live_tasks: view.registry.tasks_on_agent(executor.agent).filter(|task| task.kind == own).count() as u64,
     }
 }
 

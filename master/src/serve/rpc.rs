@@ -78,6 +78,8 @@ rpcs! {
     GetFramework = "/proffer.admin.v1.AdminService/GetFramework",
     /// Offers.
     ListOffers = "/proffer.admin.v1.AdminService/ListOffers",
+    /// Executors.
+    ListExecutors = "/proffer.admin.v1.AdminService/ListExecutors",
     /// Masters.
     ListMasters = "/proffer.admin.v1.AdminService/ListMasters",
     /// Somebody's task's end.
@@ -146,6 +148,7 @@ impl Rpc {
             | Self::ListFrameworks
             | Self::GetFramework
             | Self::ListOffers
+            | Self::ListExecutors
             | Self::ListMasters
             | Self::WatchEvents
             | Self::WatchUsage => Action::Read,
@@ -174,6 +177,7 @@ impl Rpc {
             | Self::ListFrameworks
             | Self::GetFramework
             | Self::ListOffers
+            | Self::ListExecutors
             | Self::ListMasters
             | Self::ReadLogs
             | Self::WatchEvents

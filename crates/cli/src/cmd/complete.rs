@@ -216,6 +216,10 @@ async fn live(place: &Place<'_>, arg: &str) -> Vec<(String, String)> {
                 let rows = cluster.admin.agents().await.unwrap_or_default();
                 rows.into_iter().map(|row| (row.id.text(cluster.cell()), row.hostname)).collect()
             }
+            "executor" => {
+                let rows = cluster.admin.executors(None, true).await.unwrap_or_default();
+                rows.into_iter().map(|row| (row.launch.text(cluster.cell()), row.executor)).collect()
+            }
             "framework" => {
                 let rows = cluster.admin.frameworks(place.verb == "framework show").await.unwrap_or_default();
                 rows.into_iter().map(|row| (row.id.text(cluster.cell()), row.info.name)).collect()

@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod complete;
 pub(crate) mod dev;
 pub(crate) mod events;
+pub(crate) mod executor;
 pub(crate) mod framework;
 pub(crate) mod hands;
 pub(crate) mod run;

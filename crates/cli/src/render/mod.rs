@@ -14,7 +14,7 @@ use crate::args::Format;
 use crate::fail::{Code, Failure};
 
 pub(crate) use record::Status;
-pub(crate) use rows::{Agent, Framework, Master, Offer, Task};
+pub(crate) use rows::{Agent, Executor, Framework, Master, Offer, Task};
 
 /// Something that verbs list and show.
 pub(crate) trait Record: Serialize {

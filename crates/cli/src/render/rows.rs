@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{Cell, Color};
-use proffer_client::rows::{AgentRow, FrameworkRow, MasterRow, OfferRow, TaskRow};
+use proffer_client::rows::{AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, TaskRow};
 use proffer_types::resources::ScalarKind;
 use proffer_types::{AttributeValue, CellTag, Resources, TaskState};
 use serde::Serialize;
@@ -77,6 +77,13 @@ pub(crate) struct Task {
     disk_bytes: u64,
     ports: Vec<[u64; 2]>,
     memory_peak_bytes: Option<u64>,
+    output_dropped_bytes: Option<u64>,
+    healthy: Option<bool>,
+    ready: Option<bool>,
+    group: Option<String>,
+    group_size: Option<u32>,
+    executor_id: Option<String>,
+    terminal: bool,
     isolation: Option<String>,
     created_at: String,
     started_at: Option<String>,
@@ -110,6 +117,13 @@ impl Task {
             disk_bytes: amounts.disk_bytes,
             ports: amounts.ports,
             memory_peak_bytes: status.memory_peak_bytes,
+            output_dropped_bytes: status.output_dropped_bytes,
+            healthy: status.healthy,
+            ready: status.ready,
+            group: row.group.map(|group| group.first.text(cell)),
+            group_size: row.group.map(|group| group.size),
+            executor_id: optional(&row.executor),
+            terminal: row.terminal,
             isolation: status.isolation.clone(),
             created_at: text::time(row.created_ms),
             started_at: row.started_ms.map(text::time),
@@ -121,8 +135,16 @@ impl Task {
         }
     }
 
-    /// Why it is in its state, in a few words: `exit 7`, `oom`, `signal 9`.
+    /// Why it is in its state, in a few words: `exit 7`, `oom`, `signal 9`; of one that runs what its checks say, if
+    /// that is not well.
     fn why(&self) -> String {
+        if !self.known.status.state.is_terminal() {
+            match (self.healthy, self.ready) {
+                (Some(false), _) => return "unhealthy".into(),
+                (_, Some(false)) => return "not ready".into(),
+                _ => {}
+            }
+        }
         match (self.exit_code, self.signal, self.reason) {
             (Some(code), _, Some("exit_code") | None) if code != 0 => format!("exit {code}"),
             (_, Some(signal), Some("signal") | None) => format!("signal {signal}"),
@@ -184,10 +206,125 @@ impl Record for Task {
             ("resources", text::amounts(&self.known.resources)),
         ]);
         lines.extend(self.memory_peak_bytes.map(|peak| ("memory peak", text::size(peak))));
+        let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        lines.extend(self.healthy.map(|healthy| ("healthy", yes(healthy))));
+        lines.extend(self.ready.map(|ready| ("ready", yes(ready))));
+        let dropped = self.output_dropped_bytes.filter(|bytes| *bytes > 0);
+        lines.extend(dropped.map(|bytes| ("output dropped", text::size(bytes))));
+        let group = self.group.as_ref().zip(self.group_size);
+        lines.extend(group.map(|(first, size)| ("group", format!("{size} tasks, the first is {first}"))));
+        lines.extend(self.executor_id.as_ref().map(|id| ("executor", text::clean(id))));
+        lines.extend(self.terminal.then(|| ("terminal", "yes: `proffer task attach` joins it".to_owned())));
         lines.extend([
             ("isolation", text::clean(&optional(&self.isolation))),
             ("agent", format!("{} ({})", self.agent_id, text::clean(&self.hostname))),
             ("launch", self.launch_id.clone()),
+            ("created", self.created_at.clone()),
+            ("started", optional(&self.started_at)),
+            ("finished", optional(&self.finished_at)),
+        ]);
+        lines
+    }
+}
+
+/// An executor of a framework on an agent.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Executor {
+    pub(crate) executor_id: String,
+    pub(crate) framework_id: String,
+    agent_id: String,
+    pub(crate) launch_id: String,
+    role: String,
+    state: &'static str,
+    reason: Option<&'static str>,
+    message: String,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    cpus: f64,
+    memory_bytes: u64,
+    live_tasks: u64,
+    isolation: Option<String>,
+    created_at: String,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    hostname: String,
+    user: String,
+    command: Vec<String>,
+    #[serde(skip)]
+    known: ExecutorRow,
+}
+
+impl Executor {
+    pub(crate) fn new(row: ExecutorRow, cell: CellTag) -> Self {
+        let amounts = Amounts::from(&row.resources);
+        let status = &row.status;
+        Self {
+            executor_id: row.executor.clone(),
+            framework_id: row.framework.text(cell),
+            agent_id: row.agent.text(cell),
+            launch_id: row.launch.text(cell),
+            role: row.role.to_string(),
+            state: status.state.name(),
+            reason: Some(status.reason.name()).filter(|reason| !reason.is_empty()),
+            message: status.message.clone(),
+            exit_code: status.exit_code,
+            signal: status.signal,
+            cpus: amounts.cpus,
+            memory_bytes: amounts.memory_bytes,
+            live_tasks: row.live_tasks,
+            isolation: status.isolation.clone(),
+            created_at: text::time(row.created_ms),
+            started_at: row.started_ms.map(text::time),
+            finished_at: row.finished_ms.map(text::time),
+            hostname: row.hostname.clone(),
+            user: if row.user.is_empty() { "nobody".into() } else { row.user.clone() },
+            command: row.argv.clone(),
+            known: row,
+        }
+    }
+}
+
+impl Record for Executor {
+    const PLURAL: &'static str = "executors";
+    const COLUMNS: &'static [&'static str] =
+        &["EXECUTOR", "LAUNCH", "STATE", "AGENT", "TASKS", "CPUS", "MEM", "AGE"];
+
+    fn id(&self) -> String {
+        self.launch_id.clone()
+    }
+
+    fn row(&self, now_ms: u64) -> Vec<Cell> {
+        vec![
+            Cell::new(text::clean(&format!("{}/{}", self.framework_id, self.executor_id))),
+            Cell::new(&self.launch_id),
+            state_cell(self.known.status.state),
+            Cell::new(&self.agent_id),
+            Cell::new(self.live_tasks),
+            Cell::new(text::cpus(&self.known.resources)),
+            Cell::new(text::size(self.memory_bytes)),
+            Cell::new(text::age(self.known.created_ms, now_ms)),
+        ]
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let optional = |value: &Option<String>| text::or_dash(value.clone().unwrap_or_default());
+        let mut lines = vec![
+            ("executor", text::clean(&format!("{}/{}", self.framework_id, self.executor_id))),
+            ("launch", self.launch_id.clone()),
+            ("state", self.state.to_owned()),
+            ("reason", text::or_dash(self.reason.unwrap_or_default())),
+            ("message", text::or_dash(text::clean(&self.message))),
+        ];
+        lines.extend(self.exit_code.map(|code| ("exit code", code.to_string())));
+        lines.extend(self.signal.map(|signal| ("signal", signal.to_string())));
+        lines.extend([
+            ("live tasks", self.live_tasks.to_string()),
+            ("command", text::clean(&self.command.join(" "))),
+            ("user", text::clean(&self.user)),
+            ("role", text::clean(&self.role)),
+            ("resources", text::amounts(&self.known.resources)),
+            ("isolation", text::clean(&optional(&self.isolation))),
+            ("agent", format!("{} ({})", self.agent_id, text::clean(&self.hostname))),
             ("created", self.created_at.clone()),
             ("started", optional(&self.started_at)),
             ("finished", optional(&self.finished_at)),

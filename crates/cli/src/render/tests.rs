@@ -42,6 +42,9 @@ fn task(name: &str, state: TaskState, reason: Reason) -> Task {
         user: String::new(),
         hostname: "node1".into(),
         retired: false,
+        group: None,
+        executor: String::new(),
+        terminal: false,
     };
     Task::new(row, CELL)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proffer_types::call::Call;
 use proffer_types::command::AdminId;
+use proffer_types::event::Group;
 use proffer_types::limits::PAGE_ROWS_MAX;
 use proffer_types::resources::Resources;
 use proffer_types::{AgentId, ClusterTime, FrameworkId, LaunchId, MasterId, TaskId};
@@ -17,7 +18,7 @@ use crate::admin::v1 as pb;
 use crate::common::v1 as common;
 use crate::malformed::{Malformed, Path, Problems, parse};
 use crate::rows::{
-    AgentRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary,
+    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary,
     TaskFilter, TaskRow, ViewStamp,
 };
 use crate::told::{LogRange, LogStream};
@@ -193,6 +194,40 @@ pub fn task_row(task: pb::Task) -> Result<TaskRow, Malformed> {
             user: task.user,
             hostname: task.hostname,
             retired: task.retired,
+            group: (task.group_first > 0)
+                .then_some(Group { first: LaunchId(task.group_first), size: task.group_size }),
+            executor: task.executor_id,
+            terminal: task.terminal,
+        })
+    })
+}
+
+/// A list of executors that is asked for: of which framework, and whether ended ones are wanted.
+pub fn list_executors(
+    request: pb::ListExecutorsRequest,
+) -> Result<(ReadOptions, PageRequest, Option<FrameworkId>, bool), Malformed> {
+    let framework = (request.framework_id > 0).then_some(FrameworkId(request.framework_id));
+    Ok((read_options(request.read), page(request.page)?, framework, request.ended))
+}
+
+/// An executor.
+pub fn executor_row(executor: pb::Executor) -> Result<ExecutorRow, Malformed> {
+    parse(|problems| {
+        Some(ExecutorRow {
+            executor: executor.executor_id,
+            framework: FrameworkId(executor.framework_id),
+            agent: AgentId(executor.agent_id),
+            launch: LaunchId(executor.launch_id),
+            role: role(&executor.role, ROOT.field("role"), problems)?,
+            status: status(executor.status, &ROOT.field("status"), problems)?,
+            resources: amounts(executor.resources, "resources", problems)?,
+            created_ms: executor.created_ms,
+            started_ms: (executor.started_ms > 0).then_some(executor.started_ms),
+            finished_ms: (executor.finished_ms > 0).then_some(executor.finished_ms),
+            argv: executor.argv,
+            user: executor.user,
+            hostname: executor.hostname,
+            live_tasks: executor.live_tasks,
         })
     })
 }

@@ -25,7 +25,8 @@ use crate::common::v1 as pb;
 use crate::malformed::{Path, Problems};
 
 pub use admin::{
-    admin_view, agent_row, framework_row, given_id, kill_task, list_agents, list_frameworks, list_tasks,
+    admin_view, agent_row, executor_row, framework_row, given_id, kill_task, list_agents, list_executors,
+    list_frameworks, list_tasks,
     master_row, named_task, offer_row, page, read_logs, read_options, status_summary, task_row,
     teardown_framework,
 };

@@ -8,7 +8,7 @@ use super::tasks::{status, task_state};
 use super::{framework_info, resources, sixteen};
 use crate::admin::v1 as pb;
 use crate::rows::{
-    AgentRow, FrameworkRow, MasterRow, OfferRow, PageRequest, ReadOptions, StatusSummary, TaskFilter,
+    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, ReadOptions, StatusSummary, TaskFilter,
     TaskRow, ViewStamp,
 };
 use crate::told::LogRange;
@@ -94,6 +94,30 @@ pub fn task_row(task: &TaskRow) -> pb::Task {
         user: task.user.clone(),
         hostname: task.hostname.clone(),
         retired: task.retired,
+        group_first: task.group.map(|group| group.first.0).unwrap_or_default(),
+        group_size: task.group.map(|group| group.size).unwrap_or_default(),
+        executor_id: task.executor.clone(),
+        terminal: task.terminal,
+    }
+}
+
+/// An executor.
+pub fn executor_row(executor: &ExecutorRow) -> pb::Executor {
+    pb::Executor {
+        executor_id: executor.executor.clone(),
+        framework_id: executor.framework.0,
+        agent_id: executor.agent.0,
+        launch_id: executor.launch.0,
+        role: executor.role.as_str().into(),
+        status: Some(status(&executor.status)),
+        resources: resources(&executor.resources),
+        created_ms: executor.created_ms,
+        started_ms: executor.started_ms.unwrap_or(0),
+        finished_ms: executor.finished_ms.unwrap_or(0),
+        argv: executor.argv.clone(),
+        user: executor.user.clone(),
+        hostname: executor.hostname.clone(),
+        live_tasks: executor.live_tasks,
     }
 }
 

@@ -20,7 +20,7 @@ use proffer_types::{ClusterId, Epoch};
 use crate::common::v1 as pb;
 
 pub use admin::{
-    admin_view, agent_row, framework_row, kill_task, list_tasks, master_row, offer_row, page, read_logs,
+    admin_view, agent_row, executor_row, framework_row, kill_task, list_tasks, master_row, offer_row, page, read_logs,
     read_options, status_summary, task_row, teardown_framework,
 };
 pub use agents::{agent_message, agent_order, agent_report, data_chunk, data_request, master_message};

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proffer_client::hands::{Command, ExecEnd, ExecEvent, ExecHand, ExecOutput};
-use proffer_types::{FrameworkId, TaskId};
+use proffer_types::{FrameworkId, TaskId, TaskState};
+use tokio::time::{Instant, sleep};
 
 use super::terminal::{self, Heard, Raw, Signals};
 use crate::args::ExecArgs;
@@ -20,6 +21,8 @@ const SIGNALS_MAX: u32 = 3;
 const INTERRUPTED: u8 = 130;
 /// How long a task that ended may take to say so.
 const END_PATIENCE: Duration = Duration::from_secs(3);
+/// And one that nobody ends.
+const RUNNING_PATIENCE: Duration = Duration::from_millis(500);
 
 pub(crate) async fn exec(cluster: &Cluster, args: ExecArgs) -> Result<u8, Failure> {
     let (framework, task) = ids::task(cluster, &args.task).await?;
@@ -157,21 +160,18 @@ async fn verdict(
 
 /// The state of a task that has ended, or does within moments: its end is told when nothing of it is left.
 async fn ended(cluster: &Cluster, framework: FrameworkId, task: &TaskId) -> Option<&'static str> {
-    let deadline = tokio::time::Instant::now() + END_PATIENCE;
+    let began = Instant::now();
     loop {
         let row = cluster.admin.task(framework, task).await.ok()?;
         let state = row.status.state;
         if state.is_terminal() {
             return Some(state.name());
         }
-        // One that is not being ended was not the reason.
-        let being_ended = state == proffer_types::TaskState::Killing;
-        if !being_ended && tokio::time::Instant::now() + END_PATIENCE / 2 > deadline {
+        // One that goes on running was not the reason.
+        let patience = if state == TaskState::Killing { END_PATIENCE } else { RUNNING_PATIENCE };
+        if began.elapsed() > patience {
             return None;
         }
-        if tokio::time::Instant::now() > deadline {
-            return None;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(50)).await;
     }
 }

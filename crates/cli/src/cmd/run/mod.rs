@@ -12,6 +12,7 @@ use proffer_client::{
     Accepted, AdminClient, CallError, Ended, Event, EventStream, Handle, Launch, LogReader, LogRequest,
     LogStream, Offer, Options, RefusedKind, Scheduler,
 };
+use proffer_types::container::Container;
 use proffer_types::{FrameworkInfo, Quantities, Resources, TaskId, TaskSpec, TaskState, limits};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -528,6 +529,7 @@ fn spec(args: &RunArgs) -> Result<Arc<TaskSpec>, Failure> {
         env: args.env.iter().cloned().collect(),
         user: args.user.clone().unwrap_or_default(),
         resources: resources.into(),
+        container: Container { terminal: args.tty, ..Container::default() },
         kill_grace_ms: limits::KILL_GRACE_MS,
         ..TaskSpec::default()
     }))
