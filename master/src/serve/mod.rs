@@ -30,6 +30,7 @@ use proffer_wire::scheduler::v1::scheduler_service_server::SchedulerServiceServe
 use proffer_wire::status;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
+use tonic::server::NamedService as _;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -219,10 +220,19 @@ async fn health() -> HealthServer<impl Health> {
     server
 }
 
+/// Says what this port serves: the descriptors know of services elsewhere too.
 fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
+    let served = [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        SchedulerServiceServer::<scheduler::Scheduler>::NAME,
+        AgentServiceServer::<agent::Agents>::NAME,
+        AdminServiceServer::<admin::Admin>::NAME,
+    ];
+    let builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proffer_wire::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    served.into_iter().fold(builder, |builder, name| builder.with_service_name(name))
 }
 
 /// Who calls. The layer above has put it there; without it nobody is served.

@@ -470,7 +470,10 @@ async fn health_and_reflection_are_served() {
     let answer = answers.message().await.expect("an answer").expect("no end").message_response;
     let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
     let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
-    assert!(names.iter().any(|name| name == "proffer.scheduler.v1.SchedulerService"), "{names:?}");
+    let services = ["scheduler.v1.Scheduler", "agent.v1.Agent", "admin.v1.Admin"];
+    let served = services.map(|name| format!("proffer.{name}Service"));
+    let ours: Vec<_> = names.iter().filter(|name| name.starts_with("proffer.")).collect();
+    assert_eq!(ours, served.iter().collect::<Vec<_>>(), "what is served here, and nothing else");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
