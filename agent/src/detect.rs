@@ -82,9 +82,14 @@ impl Totals {
         Ok(Self { cpus_milli: cpus.get() as u64 * 1_000, memory_bytes, disk_bytes: disk_bytes(work_dir)? })
     }
 
+    /// The memory that is kept back for the agent, its supervisors and the host (bytes).
+    pub fn reserve_bytes(self) -> u64 {
+        RESERVE_MEMORY_BYTES.max(self.memory_bytes / 10)
+    }
+
     /// What is offered of it: all but the agent's and the host's own share.
     pub fn offered(self) -> Result<Resources, Error> {
-        let reserve = RESERVE_MEMORY_BYTES.max(self.memory_bytes / 10);
+        let reserve = self.reserve_bytes();
         let cpus_milli = self.cpus_milli.saturating_sub(RESERVE_CPUS_MILLI);
         // Whole MiB, for people.
         let memory_bytes = self.memory_bytes.saturating_sub(reserve) & !((1 << 20) - 1);

@@ -27,6 +27,8 @@ use crate::serve;
 const EXECUTOR: &str = "proffer-executor";
 /// A supervisor that has nothing to do ends after this.
 const SUPERVISOR_IDLE: Duration = Duration::from_secs(60);
+/// How soon a socket that is bound on the host is out of reach for the next containers.
+const SOCKET_LOOK: Duration = Duration::from_secs(30);
 /// Where profiles of system calls are looked for.
 const SECCOMP_PROFILES: &str = "/etc/proffer/seccomp";
 /// How long the end of what an agent has left may take.
@@ -156,6 +158,9 @@ fn options(config: &Config) -> Result<Options> {
         covers: COVERS.iter().map(PathBuf::from).filter(|dir| dir.is_dir()).collect(),
         task_users: config.task_users.clone(),
         supervisor_idle: SUPERVISOR_IDLE,
+        socket_look: SOCKET_LOOK,
+        // What supervisors take above it would be a task's, or the host's.
+        supervisors_memory_bytes: Totals::detect(&config.work_dir)?.reserve_bytes(),
         users: config.users,
         seccomp: seccomp_profiles(config)?,
     })

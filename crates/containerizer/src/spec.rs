@@ -75,6 +75,11 @@ pub struct Options {
     pub task_users: BTreeSet<String>,
     /// A supervisor without launches is told to end after this.
     pub supervisor_idle: Duration,
+    /// How often it is looked for unix sockets of the host that were bound where containers of the running supervisors
+    /// can reach them (`linux` only). New launches then go to new supervisors.
+    pub socket_look: Duration,
+    /// The most memory of all supervisors and their log pumps together (bytes, `linux` only); 0 for no limit.
+    pub supervisors_memory_bytes: u64,
     /// The user ids of containers.
     pub users: Users,
     /// The profiles of system calls that tasks may name.

@@ -46,5 +46,5 @@ pub use request::{
     WindowSize,
 };
 pub use spawn::{drop_bounding_set, spawn};
-pub use template::Template;
+pub use template::{Template, socket_places};
 pub use user_namespace::{IdRange, UserNamespace, detached_mount};

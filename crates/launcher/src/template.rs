@@ -21,16 +21,12 @@ use crate::sys;
 const COVERED: [&str; 4] = ["/var/run", "/home", "/root", "/var/tmp"];
 /// Places that are mounted anew, in the template or per launch: what lies below is out of sight anyway.
 const REPLACED: [&str; 6] = ["/run", "/mnt", "/proc", "/dev", "/tmp", "/sys/fs/cgroup"];
-/// Parts of /sys that say or do too much.
-const SYS_COVERED: [&str; 7] = [
-    "/sys/firmware",
-    "/sys/kernel/debug",
-    "/sys/kernel/tracing",
-    "/sys/kernel/security",
-    "/sys/fs/bpf",
-    "/sys/fs/pstore",
-    "/sys/devices/virtual/powercap",
-];
+/// Parts of /sys that say or do too much: the machine's serial numbers, and how much power each instruction takes
+/// (CVE-2020-8694).
+const SYS_COVERED: [&str; 2] = ["/sys/firmware", "/sys/devices/virtual/powercap"];
+/// Places of /sys that are empty but for what is mounted there. Every mount that is left costs each launch its copy.
+const SYS_DETACHED: [&str; 5] =
+    ["/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security", "/sys/fs/bpf", "/sys/fs/pstore"];
 /// How a task finds other hosts.
 const RESOLVER: &str = "/etc/resolv.conf";
 const RESOLVER_C: &CStr = c"/etc/resolv.conf";
@@ -129,7 +125,7 @@ fn build_here(covers: &[PathBuf]) -> Result<(OwnedFd, OwnedFd), Error> {
     }
     enter_read_only_root()?;
     let resolver = resolver_file();
-    for place in REPLACED {
+    for place in REPLACED.iter().chain(&SYS_DETACHED) {
         detach_all(place)?;
     }
     empty_and_mnt()?;
@@ -139,7 +135,7 @@ fn build_here(covers: &[PathBuf]) -> Result<(OwnedFd, OwnedFd), Error> {
         sys::move_mount(file.as_raw_fd(), RESOLVER_C)
             .map_err(|errno| Error::at(Step::TemplateMount, RESOLVER, errno))?;
     }
-    let sys_dirs = SYS_COVERED.iter().chain(&["/sys/fs/cgroup"]).map(PathBuf::from);
+    let sys_dirs = SYS_COVERED.iter().map(PathBuf::from);
     for dir in dirs.into_iter().chain(socket_dirs).chain(sys_dirs) {
         cover(&dir, c"/run")?;
     }
@@ -168,6 +164,15 @@ fn cover_dirs(extra: &[PathBuf]) -> Result<BTreeSet<PathBuf>, Error> {
 
 fn replaced(path: &Path) -> bool {
     REPLACED.iter().any(|place| path.starts_with(place))
+}
+
+/// Where unix sockets of this network namespace are bound that a template built now would cover: their directories, and in
+/// the system's own directories the sockets themselves. What is not among those of the time when a template was built is
+/// within reach of its containers.
+pub fn socket_places() -> BTreeSet<PathBuf> {
+    let (mut places, files) = socket_covers();
+    places.extend(files);
+    places
 }
 
 /// Where unix sockets are bound: directories to cover, and sockets to cover alone. A read-only mount does not

@@ -29,6 +29,8 @@ pub(crate) enum Layout {
         mounts: BTreeMap<String, PathBuf>,
         /// A v2 tree beside them that has hugetlb, which then no v1 hierarchy can have.
         unified: Option<PathBuf>,
+        /// The hierarchy by which systemd knows what belongs to its units.
+        units: Option<PathBuf>,
     },
 }
 
@@ -54,7 +56,7 @@ impl Layout {
 
     /// v1: the further mount points, in which only those containers have a group that ask for something there.
     pub(crate) fn further_roots(&self) -> Vec<PathBuf> {
-        let Self::V1 { mounts, unified } = self else { return Vec::new() };
+        let Self::V1 { mounts, unified, .. } = self else { return Vec::new() };
         let standing = self.roots();
         let mut roots: Vec<PathBuf> = Vec::new();
         for root in OPTIONAL.iter().filter_map(|name| mounts.get(*name)).chain(unified) {
@@ -69,7 +71,7 @@ impl Layout {
     pub(crate) fn root_of(&self, controller: &str) -> Option<&Path> {
         match self {
             Self::V2 { root, controllers } => controllers.contains(controller).then_some(root),
-            Self::V1 { mounts, unified } => {
+            Self::V1 { mounts, unified, .. } => {
                 let beside = unified.as_ref().filter(|_| controller == "hugetlb");
                 mounts.get(controller).or(beside).map(PathBuf::as_path)
             }
@@ -81,6 +83,14 @@ impl Layout {
         match self {
             Self::V2 { .. } => true,
             Self::V1 { mounts, .. } => controller == "hugetlb" && !mounts.contains_key(controller),
+        }
+    }
+
+    /// v1: where systemd knows what belongs to its units.
+    pub(crate) fn units(&self) -> Option<&Path> {
+        match self {
+            Self::V2 { .. } => None,
+            Self::V1 { units, .. } => units.as_deref(),
         }
     }
 
@@ -104,7 +114,7 @@ fn find(
     controllers_at: impl Fn(&Path) -> String,
 ) -> Result<Layout, Error> {
     let mut v1 = BTreeMap::new();
-    let mut unified = None;
+    let (mut unified, mut units) = (None, None);
     for line in mountinfo.lines() {
         let Some(mount) = Mount::parse(line) else { continue };
         if root.is_some_and(|root| !mount.point.starts_with(root)) {
@@ -124,6 +134,9 @@ fn find(
         } else {
             for option in mount.options.split(',') {
                 let name = if option == "blkio" { "io" } else { option };
+                if name == "name=systemd" {
+                    units.get_or_insert_with(|| mount.point.clone());
+                }
                 if NEEDED.iter().chain(&USEFUL).chain(&OPTIONAL).any(|used| *used == name) {
                     v1.entry(name.to_owned()).or_insert_with(|| mount.point.clone());
                 }
@@ -133,7 +146,7 @@ fn find(
     let missing: Vec<_> = NEEDED.into_iter().filter(|name| !v1.contains_key(*name)).collect();
     if missing.is_empty() {
         let unified = unified.filter(|_| !v1.contains_key("hugetlb"));
-        return Ok(Layout::V1 { mounts: v1, unified });
+        return Ok(Layout::V1 { mounts: v1, unified, units });
     }
     let root = root.map_or_else(|| "any mount".to_owned(), |root| root.display().to_string());
     Err(Error::Controllers { missing: missing.join(", "), root })
@@ -178,6 +191,7 @@ mod tests {
         assert_eq!(v1.root_of("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
         assert_eq!((v1.root_of("freezer"), v1.roots().len()), (None, 3));
         assert_eq!(v1.roots()[0], Path::new("/sys/fs/cgroup/pids"));
+        assert_eq!(v1.units(), Some(Path::new("/sys/fs/cgroup/systemd")));
         let v2 = find(HYBRID, None, |_| "cpuset cpu io memory pids\n".into()).unwrap();
         assert!(v2.is_v2() && v2.root_of("hugetlb").is_none());
         assert_eq!(v2.root_of("io"), Some(Path::new("/sys/fs/cgroup/unified")));

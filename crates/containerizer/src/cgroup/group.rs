@@ -111,6 +111,11 @@ impl Group {
         Ok(())
     }
 
+    /// Sets the limit of its memory alone; the kernel then ends single processes of it.
+    pub(super) fn limit_memory(&self, bytes: Option<u64>) -> Result<(), Error> {
+        memory::set_limit(&self.dir("memory"), bytes, self.layout.is_v2(), false)
+    }
+
     /// Sets what only some ask for, in a group that was just made.
     pub(super) fn set_extras(&self, extras: &Extras<'_>, huge_page_sizes: &[u64]) -> Result<(), Error> {
         let v2 = self.layout.is_v2();

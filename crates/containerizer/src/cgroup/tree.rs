@@ -53,8 +53,14 @@ struct Rules {
 
 impl Tree {
     /// Makes the groups that are there for as long as the agent is, and takes up what an earlier life left. `held` is
-    /// where it is written down which container has which group.
-    pub(crate) fn create(layout: Layout, instance: &str, held: &Path) -> Result<Self, Error> {
+    /// where it is written down which container has which group; the supervisors together get `supervisors_bytes` of
+    /// memory, or as much as there is if that is 0.
+    pub(crate) fn create(
+        layout: Layout,
+        instance: &str,
+        held: &Path,
+        supervisors_bytes: u64,
+    ) -> Result<Self, Error> {
         let mut tree = Self::existing(layout, instance, held)?;
         let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         for root in tree.layout.roots() {
@@ -66,6 +72,12 @@ impl Tree {
         let cpu = tree.layout.cpu_root();
         for group in [cpu.join(TOP), cpu.join(TOP).join(instance)] {
             cpu::set_share(&group, cpus * 1000 * TOP_SHARE, tree.layout.is_v2())?;
+        }
+        let most = Some(supervisors_bytes).filter(|bytes| *bytes > 0);
+        tree.supervisors().limit_memory(most)?;
+        if let Some(units) = tree.layout.units() {
+            // Or systemd would take them for a part of the agent's unit, and end them with it.
+            tree.create_in(units)?;
         }
         tree.rules = Arc::new(tree.make_rules()?);
         tree.remove_strangers()?;
@@ -433,8 +445,8 @@ impl Tree {
 
     /// Files by which a process enters the supervisors' group: it writes `0` to each.
     pub(crate) fn supervisor_entries(&self) -> Result<Vec<File>, Error> {
-        let own =
-            self.layout.roots().into_iter().map(|root| root.join(TOP).join(&self.instance).join(SUPERVISORS));
+        let roots = self.layout.roots().into_iter().chain(self.layout.units().map(Path::to_owned));
+        let own = roots.map(|root| root.join(TOP).join(&self.instance).join(SUPERVISORS));
         own.map(|dir| {
             let path = dir.join("cgroup.procs");
             let file = OpenOptions::new().write(true).open(&path);
@@ -476,7 +488,8 @@ impl Tree {
         self.slots().drain_idle(None);
         let idle = self.slots_made().into_iter().filter(|slot| !self.slots().is_held(*slot)).collect();
         self.remove_slots(idle);
-        for root in self.layout.roots().into_iter().chain(self.layout.further_roots()) {
+        let units = self.layout.units().map(Path::to_owned);
+        for root in self.layout.roots().into_iter().chain(self.layout.further_roots()).chain(units) {
             let top = root.join(TOP);
             let own = top.join(&self.instance);
             for dir in [own.join(SUPERVISORS), own.join(CONTAINERS), own] {

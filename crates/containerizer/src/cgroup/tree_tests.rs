@@ -134,7 +134,7 @@ fn tree(name: &str) -> Option<TestTree> {
     eprintln!("RAN: cgroup v{}", if layout.is_v2() { 2 } else { 1 });
     let instance = format!("test-{name}-{}", std::process::id());
     let held = std::env::temp_dir().join(format!("proffer-{instance}"));
-    let tree = Tree::create(layout.clone(), &instance, &held).expect("a cgroup tree");
+    let tree = Tree::create(layout.clone(), &instance, &held, 0).expect("a cgroup tree");
     Some(TestTree { tree, held, layout, instance })
 }
 
@@ -347,7 +347,7 @@ fn a_group_used_again_carries_nothing_over() {
         counters.memory_peak_bytes.is_some_and(|peak| peak > 12 << 20 && peak <= 16 << 20),
         "{counters:?}"
     );
-    let later = Tree::create(tree.layout.clone(), &tree.instance, &tree.held).expect("a later agent");
+    let later = Tree::create(tree.layout.clone(), &tree.instance, &tree.held, 0).expect("a later agent");
     assert_eq!(later.counters(LaunchId(2)).expect("counters").oom_kills, 1);
     assert_eq!(later.launches(), [LaunchId(2)]);
     tree.release(2);
@@ -376,7 +376,7 @@ fn no_framework_gets_a_group_of_another() {
     tree.take(4, &LIMITS);
     let waits = tree.slot(4);
     tree.release(4);
-    Tree::create(tree.layout.clone(), &tree.instance, &tree.held).expect("a later agent");
+    Tree::create(tree.layout.clone(), &tree.instance, &tree.held, 0).expect("a later agent");
     assert!(!top.join(&waits).exists());
 }
 

@@ -11,13 +11,17 @@
 //! <runtime>/                    on a tmpfs
 //!   supervisors/<instance>/     the supervisor's own records, see supervisor.proto
 //!   supervisors/<instance>.sock where it listens
+//!   supervisors/<instance>.seen the places of sockets that were known when it was started
 //!   held/<launch>               a link that says which cgroup and which user ids it has
 //! ```
 //! `<launch>` and `<instance>` are 16 hexadecimal digits: nothing that a client named is ever part of a path.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -159,6 +163,28 @@ impl Dirs {
         self.supervisors().join(format!("{instance}.sock"))
     }
 
+    fn seen(&self, instance: InstanceId) -> PathBuf {
+        self.supervisors().join(format!("{instance}.seen"))
+    }
+
+    /// Writes down which places of sockets an instance's containers cannot reach.
+    pub(crate) fn write_seen(&self, instance: InstanceId, places: &BTreeSet<PathBuf>) -> Result<(), Error> {
+        let mut text = Vec::new();
+        for place in places {
+            text.extend(place.as_os_str().as_bytes());
+            text.push(0);
+        }
+        let path = self.seen(instance);
+        fs::write(&path, text).map_err(|source| Error::Path { operation: "write", path, source })
+    }
+
+    /// Reads that; none of an instance of an older release.
+    pub(crate) fn read_seen(&self, instance: InstanceId) -> BTreeSet<PathBuf> {
+        let text = fs::read(self.seen(instance)).unwrap_or_default();
+        let places = text.split(|byte| *byte == 0).filter(|place| !place.is_empty());
+        places.map(|place| PathBuf::from(OsStr::from_bytes(place))).collect()
+    }
+
     /// Makes a launch's sandbox for its user, and the directory of its logs, and opens both.
     pub(crate) fn make_sandbox(
         &self,
@@ -222,7 +248,8 @@ impl Dirs {
             .filter_map(|entry| {
                 let file = entry.file_name();
                 let text = file.to_str()?;
-                parse(text.strip_suffix(".sock").unwrap_or(text)).map(|number| InstanceId(number.0))
+                let stem = text.strip_suffix(".sock").or_else(|| text.strip_suffix(".seen")).unwrap_or(text);
+                parse(stem).map(|number| InstanceId(number.0))
             })
             .collect();
         instances.sort_unstable();
@@ -276,6 +303,7 @@ impl Dirs {
     /// Removes all of a dead instance's files.
     pub(crate) fn remove_instance(&self, instance: InstanceId) {
         let _ = fs::remove_file(self.socket(instance));
+        let _ = fs::remove_file(self.seen(instance));
         if let Err(error) = fs::remove_dir_all(self.instance(instance))
             && error.kind() != io::ErrorKind::NotFound
         {

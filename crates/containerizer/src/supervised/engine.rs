@@ -71,6 +71,8 @@ pub(super) struct Engine {
     pub(super) recovering: Option<Recovering>,
     collecting: Arc<AtomicBool>,
     pub(super) accounts: Accounts,
+    /// When it is looked for new sockets.
+    pub(super) look_at: Instant,
     pub(super) asked: Asked,
 }
 
@@ -97,6 +99,7 @@ impl Engine {
             recovering: None,
             collecting: Arc::default(),
             accounts: Accounts::default(),
+            look_at: Instant::now(),
             asked: Asked::default(),
         }
     }
@@ -176,10 +179,14 @@ impl Engine {
     fn next_deadline(&self) -> Option<Instant> {
         let idle = self.options.supervisor_idle;
         let supervisors = self.supervisors.values().filter_map(|supervisor| supervisor.deadline(idle));
-        supervisors.chain(self.timers.first().map(|(at, _)| *at)).chain(self.answers_due()).min()
+        let timers = self.timers.first().map(|(at, _)| *at);
+        supervisors.chain(timers).chain(self.answers_due()).chain(self.look_due()).min()
     }
 
     fn on_time(&mut self, now: Instant) {
+        if self.look_due().is_some_and(|at| at <= now) {
+            self.look_for_sockets();
+        }
         if self.answers_due().is_some_and(|at| at <= now) {
             self.wait_no_longer();
         }
@@ -273,7 +280,8 @@ impl Engine {
             Confinement::Cgroups(tree) => tree.supervisor_entries(),
             Confinement::Nothing(_) => Ok(Vec::new()),
         };
-        let starting = entries
+        let starting = entries.and_then(|entries| self.note_sockets(instance).map(|()| entries));
+        let starting = starting
             .and_then(|entries| Starting::spawn(&self.options, &self.dirs, instance, framework, entries));
         match starting {
             Ok(starting) => {

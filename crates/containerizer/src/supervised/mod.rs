@@ -12,6 +12,7 @@ mod engine;
 mod launch;
 mod recover;
 mod remove;
+mod sockets;
 mod start;
 mod supervisor;
 mod talk;
@@ -159,8 +160,13 @@ fn confinement(options: &Options, dirs: &Dirs, create: bool) -> Result<Confineme
         Isolation::Linux if !rustix::process::geteuid().is_root() => Err(Error::NotRoot),
         Isolation::Linux => {
             let layout = detect(options.cgroup_root.as_deref())?;
-            let make = if create { Tree::create } else { Tree::existing };
-            make(layout, &options.agent_instance, &dirs.held()).map(Confinement::Cgroups)
+            let (instance, held) = (&options.agent_instance, dirs.held());
+            let tree = if create {
+                Tree::create(layout, instance, &held, options.supervisors_memory_bytes)?
+            } else {
+                Tree::existing(layout, instance, &held)?
+            };
+            Ok(Confinement::Cgroups(tree))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proffer_launcher::seqpacket;
@@ -79,6 +79,8 @@ pub(super) struct Supervisor {
     pub(super) launches: BTreeSet<LaunchId>,
     /// Since when it has none.
     pub(super) idle_since: Option<Instant>,
+    /// The places of sockets that its containers cannot reach; nothing if it is not known yet.
+    pub(super) seen: Option<BTreeSet<PathBuf>>,
     /// Why the process did not start.
     pub(super) complaint: Option<String>,
 }
@@ -102,6 +104,7 @@ impl Supervisor {
             seen_up: false,
             launches: BTreeSet::new(),
             idle_since: None,
+            seen: None,
             complaint: None,
         }
     }

@@ -83,6 +83,8 @@ impl Bench {
             covers: Vec::new(),
             task_users: BTreeSet::new(),
             supervisor_idle: Duration::from_secs(60),
+            socket_look: Duration::from_millis(200),
+            supervisors_memory_bytes: 256 << 20,
             users: Default::default(),
             seccomp: Default::default(),
         };

@@ -1,5 +1,6 @@
 //! What only Linux containers promise.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proffer_containerizer::{Cause, ContainerSpec, Event, Isolation, KillSent};
@@ -447,4 +448,70 @@ fn restarts_in_the_middle_lose_and_repeat_nothing() {
         assert_eq!(starts, "start\n", "{launch:?}");
     }
     until("everything is removed", || bench.groups() == ["", "supervisors"]);
+}
+
+#[test]
+fn supervisors_are_apart_from_the_agent_and_within_their_memory() {
+    let Some(mut bench) = bench() else { return };
+    let spec = bench.run(&Program::Gate(0));
+    let pid = bench.supervisor_pid(spec.instance);
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its groups");
+    let used = |line: &&str| match line.split(':').nth(1).expect("controllers") {
+        "" => !Path::new("/sys/fs/cgroup/memory").exists(),
+        controllers => {
+            let ours = ["cpu", "memory", "pids", "freezer", "name=systemd"];
+            controllers.split(',').any(|controller| ours.contains(&controller))
+        }
+    };
+    let mut seen = 0;
+    for line in groups.lines().filter(used) {
+        seen += 1;
+        assert!(line.ends_with("/supervisors") && line.contains(":/proffer/test-"), "{line}");
+    }
+    assert!(seen > 0, "{groups}");
+    let memory =
+        groups.lines().find(|line| line.contains(":memory:") || line.starts_with("0::")).expect("a line");
+    let path = memory.splitn(3, ':').nth(2).expect("a path").trim_start_matches('/');
+    let v1 = Path::new("/sys/fs/cgroup/memory").join(path).join("memory.limit_in_bytes");
+    let v2 = Path::new("/sys/fs/cgroup").join(path).join("memory.max");
+    let limit = std::fs::read_to_string(if v1.exists() { v1 } else { v2 }).expect("a limit");
+    assert_eq!(limit.trim(), (256 << 20).to_string());
+    bench.let_go(spec.launch);
+    bench.end(spec.launch);
+    bench.forget(spec.launch);
+    bench.close();
+}
+
+#[test]
+fn a_socket_bound_later_is_out_of_reach_for_the_next() {
+    let Some(mut bench) = bench() else { return };
+    let first = bench.run(&Program::Gate(0));
+    let dir = std::path::PathBuf::from(format!("/var/lib/proffer-test-{}", std::process::id()));
+    std::fs::create_dir(&dir).expect("a directory");
+    let socket = dir.join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut next = first.instance;
+        until("the next goes elsewhere", || {
+            next = bench.agent().assign(crate::bench::FRAMEWORK);
+            next != first.instance
+        });
+        let script = format!("test -d {0} && ! test -e {0}/socket", dir.display());
+        let spec = bench.launch(&Program::Script(String::leak(script)));
+        assert_eq!(spec.instance, next);
+        assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+        assert_eq!(bench.end(spec.launch).exit_code, Some(0));
+        bench.forget(spec.launch);
+        // And that one stays: there is nothing new.
+        assert_eq!(bench.agent().assign(crate::bench::FRAMEWORK), next);
+    }));
+    drop(listener);
+    std::fs::remove_dir_all(&dir).expect("removed");
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+    bench.let_go(first.launch);
+    assert_eq!(bench.end(first.launch).exit_code, Some(0), "what runs runs on");
+    bench.forget(first.launch);
+    bench.close();
 }
