@@ -2,8 +2,8 @@
 //!
 //! A block ```` ```console ```` holds commands, each after `$ ` and continued after `> `, and below each what it prints.
 //! All of a document's commands run in one shell. A comment `<!-- until: COMMAND -->` waits for what a reader's eyes
-//! would wait for. Numbers in quotes, addresses and long hexadecimal words differ from run to run: they are all alike
-//! here. With `PROFFER_BLESS=1` in the environment what was printed is written into the document.
+//! would wait for. Numbers in quotes and of offers, addresses and long hexadecimal words differ from run to run: they
+//! are all alike here. With `PROFFER_BLESS=1` in the environment what was printed is written into the document.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -111,7 +111,8 @@ fn masked(text: &str) -> String {
             let length = rest.find(|c| !inside(c)).unwrap_or(rest.len());
             let (word, after) = rest.split_at(length.max(rest.chars().next().map_or(0, char::len_utf8)));
             let quoted = masked.ends_with('"') && after.starts_with('"');
-            let number = quoted && word.chars().all(|c| c.is_ascii_digit());
+            let named = quoted || masked.ends_with("offer ");
+            let number = named && word.chars().all(|c| c.is_ascii_digit());
             // A serialised detail of an error.
             let packed = quoted && word.len() > 40 && !word.contains('.');
             let plain = word.trim_end_matches(['.', ':']);
@@ -135,8 +136,11 @@ fn blessed(document: &str, steps: &[Step], printed: &[String]) -> String {
     let mut at = 0;
     for (step, printed) in steps.iter().zip(printed).filter(|(step, _)| !step.wait) {
         lines[at..step.place.0].iter().for_each(|line| writeln!(text, "{line}").expect("a string grows"));
-        if !printed.is_empty() {
-            writeln!(text, "{printed}").expect("a string grows");
+        // What says the same stays as it is.
+        let same = masked(&step.expected) == masked(printed);
+        let now = if same { step.expected.trim_end() } else { printed.as_str() };
+        if !now.is_empty() {
+            writeln!(text, "{now}").expect("a string grows");
         }
         at = step.place.1;
     }
