@@ -203,6 +203,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_may_be_lost_is_not_queued_behind_much() {
+        let outbox = Outbox::new();
+        (0..ROOM_ITEMS).for_each(|n| assert!(outbox.push_if_room(n)));
+        assert!(!outbox.push_if_room(0));
+        // What must not be lost still is.
+        outbox.push(7);
+        assert_eq!(outbox.next(usize::MAX).await.map(|items| items.last().copied()), Ok(Some(7)));
+        assert!(outbox.push_if_room(0));
+        outbox.close(StreamEnd::NotLeader);
+        assert!(!outbox.push_if_room(1));
+    }
+
+    #[tokio::test]
     async fn what_was_queued_comes_before_the_end() {
         let outbox = Outbox::new();
         outbox.push(1);

@@ -134,6 +134,18 @@ mod tests {
         assert_eq!(sizes, [3, 1, 1, 1]);
     }
 
+    #[test]
+    fn what_belongs_together_comes_in_one_message() {
+        let mut packer = Packer::new();
+        let mut sent = Vec::new();
+        sent.extend(packer.push(item(10_000)));
+        sent.extend(packer.push_together([item(30_000), item(30_000), item(30_000)]));
+        sent.extend(packer.push_together([item(5), item(5)]));
+        sent.push(packer.take());
+        let sizes: Vec<usize> = sent.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [1, 3, 2]);
+    }
+
     const SHORT: Duration = Duration::from_millis(100);
 
     fn impatient(hang_up: Arc<Notify>) -> (Outlet<u32>, mpsc::Receiver<Result<u32, Status>>) {
