@@ -143,8 +143,11 @@ fn set_up(plan: &Plan) -> Result<(), Failed> {
     step(Step::Dumpable, sys::prctl(libc::PR_SET_DUMPABLE, 0))?;
     // SAFETY: the array was copied with this length.
     close_all_but(unsafe { std::slice::from_raw_parts(plan.keep, plan.keep_count) })?;
-    // SAFETY: no arguments.
-    step(Step::Setsid, check_int(unsafe { libc::setsid() }))?;
+    if !plan.linux || plan.join >= 0 {
+        // Of a container only the payload has one: a session is a group of the scheduler's too, and not for nothing.
+        // SAFETY: no arguments.
+        step(Step::Setsid, check_int(unsafe { libc::setsid() }))?;
+    }
     // An ignored SIGCHLD would be inherited and take the payload's status away.
     sys::default_action(libc::SIGCHLD);
     if plan.spared {

@@ -34,7 +34,7 @@ fn start(plan: &Plan) -> Result<(), Failed> {
 /// Becomes the program; returns only with the reason why not.
 pub(crate) fn exec(plan: &Plan) -> Result<(), Failed> {
     // Ignored signals survive an execve: Rust ignores SIGPIPE, nohup SIGHUP.
-    for signal in 1..=64 {
+    for signal in (1..=64).filter(|signal| plan.ignored >> (signal - 1) & 1 == 1) {
         sys::default_action(signal);
     }
     // SAFETY: integers only.

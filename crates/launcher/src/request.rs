@@ -193,6 +193,8 @@ pub(crate) struct Plan {
     /// Whether to wait for a second byte before the program.
     pub(crate) hold: bool,
     pub(crate) drop_bounding: bool,
+    /// The signals that this process ignores, 1 << (number - 1) each.
+    pub(crate) ignored: u64,
     /// Whether this process is spared when the host is out of memory, as its containers must not be.
     pub(crate) spared: bool,
     pub(crate) uid: u32,
@@ -318,6 +320,7 @@ pub(crate) fn prepare(request: &Request<'_>, extra: &Extra<'_>) -> Result<Prepar
         hold: request.hold,
         // Entering a user namespace gives all of them back.
         drop_bounding: privileged && (!request.bounding_set_dropped || user_namespace >= 0),
+        ignored: sys::ignored_signals(),
         spared: spared(),
         uid: request.uid,
         gid: request.gid,

@@ -22,6 +22,8 @@ pub fn drop_bounding_set() -> Result<(), Error> {
 /// Clones the container's init, puts it into its cgroups and lets it go on. Never waits for it: whether the
 /// set-up and the execve succeed is told by [`Container::event`].
 ///
+/// Which signals this process ignores must not change after the first call: the payload's are reset by what they were.
+///
 /// The calling thread must live as long as the container: the kernel ends init when it does not.
 pub fn spawn(request: &Request<'_>) -> Result<Container, Error> {
     let (own, childs) = status_socket()?;

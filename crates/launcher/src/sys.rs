@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_ulong};
 use std::ptr;
+use std::sync::OnceLock;
 
 /// An error number.
 pub(crate) type Errno = i32;
@@ -242,6 +243,24 @@ pub(crate) fn default_action(signal: c_int) {
     let action = [0usize; 4];
     // SAFETY: `action` is as large as the kernel reads.
     unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), ptr::null::<u8>(), 8usize) };
+}
+
+/// The signals that this process ignores, 1 << (number - 1) each; as they were at the first call, because asking takes
+/// as many system calls as there are signals.
+pub(crate) fn ignored_signals() -> u64 {
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    *IGNORED.get_or_init(|| {
+        let ignored = |signal: &c_int| {
+            let mut action = [0usize; 4];
+            // SAFETY: `action` is as large as the kernel writes.
+            let result = unsafe {
+                let none = ptr::null::<u8>();
+                libc::syscall(libc::SYS_rt_sigaction, *signal, none, action.as_mut_ptr(), 8usize)
+            };
+            result == 0 && action[0] == libc::SIG_IGN
+        };
+        (1..=64).filter(ignored).fold(0, |mask, signal| mask | 1 << (signal - 1))
+    })
 }
 
 /// Blocks every signal and returns what was blocked before.

@@ -79,8 +79,16 @@ const HIDDEN_FILES: [&CStr; 3] = [c"/proc/interrupts", c"/proc/keys", c"/proc/la
 /// What belongs to the host's user 0, who without any capability still owns it: a writable core_pattern is a way out to
 /// the host. Other users meet the files' modes, and so does user 0 of a user namespace, who is another user of
 /// the host's; it is masked all the same.
-const ROOT_READ_ONLY: [&CStr; 5] =
-    [c"/proc/sys", c"/proc/sysrq-trigger", c"/proc/irq", c"/proc/bus", c"/proc/fs"];
+const ROOT_READ_ONLY: [&CStr; 8] = [
+    c"/proc/sys",
+    c"/proc/sysrq-trigger",
+    c"/proc/irq",
+    c"/proc/bus",
+    c"/proc/fs",
+    c"/proc/driver",
+    c"/proc/dynamic_debug",
+    c"/proc/mtrr",
+];
 const ROOT_HIDDEN_FILES: [&CStr; 4] =
     [c"/proc/kcore", c"/proc/kmsg", c"/proc/sched_debug", c"/proc/timer_list"];
 

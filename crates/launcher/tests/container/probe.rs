@@ -526,6 +526,9 @@ fn is_null(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.file_type().is_char_device() && meta.rdev() == null)
 }
 
+/// How many it wants to have met.
+const NEWCOMERS: usize = 8;
+
 /// Looks at whatever else runs here, over and over, as a thief of descriptors would: what it finds before the program
 /// of a newcomer is executed is the supervisor's.
 fn trace() {
@@ -533,7 +536,7 @@ fn trace() {
     // SAFETY: no arguments.
     let own = unsafe { libc::getpid() };
     let mut seen = std::collections::BTreeSet::new();
-    while !Path::new("/tmp/stop").exists() {
+    while seen.len() < NEWCOMERS {
         for entry in fs::read_dir("/proc").expect("processes").flatten() {
             let name = entry.file_name();
             let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
