@@ -7,7 +7,7 @@ use proffer_types::limits::{
     COMPLETED_FRAMEWORKS_MAX, FINISHED_TASKS_MAX, FINISHED_TASKS_PER_FRAMEWORK, OPEN_CALLS_MAX,
     PENDING_STATUSES_MAX,
 };
-use proffer_types::{Agent, AgentId, Framework, FrameworkState, Resources, Task, TaskState};
+use proffer_types::{Agent, AgentId, Framework, FrameworkState, Resources, Status, Task, TaskState};
 
 use super::{Violation, ensure};
 use crate::Registry;
@@ -78,6 +78,9 @@ impl Registry {
         )?;
         let in_order = task.pending.windows(2).all(|two| two[0].position() < two[1].position());
         ensure("pending statuses are in order", in_order, || format!("{id:?}"))?;
+        let replaced = |two: &[Status]| two[0].is_check() && two[1].is_check() && two[0].state == two[1].state;
+        let kept = task.pending.windows(2).any(replaced);
+        ensure("of what checks say the last is kept", !kept, || format!("{id:?}"))?;
         let newest = task.pending.last().is_none_or(|last| *last == task.status);
         ensure("the newest status is the last pending one", newest, || format!("{id:?}"))?;
         let early = task.pending.iter().rev().skip(1).any(|status| status.state.is_terminal());
