@@ -6,11 +6,14 @@
 #![allow(clippy::print_stdout, reason = "why a test was skipped is told on standard output")]
 
 mod array;
+mod checks;
 mod containers;
 mod dev;
 mod ends;
+mod executors;
 mod faults;
 mod first;
+mod groups;
 mod messages;
 mod nodes;
 mod offers;

@@ -62,6 +62,14 @@ pub fn stat(pid: RawPid) -> Option<Stat> {
     })
 }
 
+/// How much memory a process has in the machine (bytes); 0 if it is gone.
+pub fn resident_bytes(pid: nix::unistd::Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
 /// How an agent with this work directory names its cgroups.
 pub fn instance(work_dir: &Path) -> String {
     let path = fs::canonicalize(work_dir).unwrap_or_else(|_| work_dir.to_owned());

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proffer_client::{CallError, Event, EventStream, Handle, Launch, Offer, Options, Scheduler};
+use proffer_client::{
+    CallError, Event, EventStream, Handle, Launch, Member, Offer, Operation, Options, Part, RefusedTask,
+    Scheduler,
+};
 use proffer_types::{
     AgentId, ExecutorId, FrameworkId, FrameworkInfo, LaunchId, Resources, Role, Status, TaskId, TaskLaunch,
     TaskSpec, TaskState,
@@ -160,6 +163,59 @@ impl Framework {
         }
     }
 
+    /// Does something with the first offer that holds at least `needed` (and is of `agent`, if one is named).
+    ///
+    /// # Panics
+    /// If there is no such offer within `limit`, or the call fails.
+    pub async fn operate(
+        &mut self,
+        limit: Duration,
+        needed: &str,
+        operation: Operation,
+        agent: Option<AgentId>,
+    ) -> Vec<Result<LaunchId, RefusedTask>> {
+        let needed = Resources::parse(needed).expect("resources");
+        let deadline = Instant::now() + limit;
+        loop {
+            let fits = |offer: &Offer| {
+                agent.is_none_or(|agent| agent == offer.agent) && offer.resources.checked_sub(&needed).is_ok()
+            };
+            let Some(at) = self.offers.iter().position(fits) else {
+                self.step("an offer", deadline).await;
+                continue;
+            };
+            let offer = self.offers.swap_remove(at);
+            let parts = vec![Part { offers: vec![offer.id], operations: vec![operation.clone()] }];
+            match self.handle.accept(parts, false, Some(Duration::ZERO)).await {
+                Ok(accepted) => return accepted.tasks().cloned().collect(),
+                // The offer is gone with its leader.
+                Err(CallError::Refused(refused)) if refused.reason == "INVALID_OFFER" => {}
+                Err(error) => panic!("{operation:?}: {error}"),
+            }
+        }
+    }
+
+    /// Launches tasks as a group.
+    ///
+    /// # Panics
+    /// If one is refused.
+    pub async fn launch_group(&mut self, limit: Duration, needed: &str, members: &[(&str, Arc<TaskSpec>)]) {
+        let member = |(task, spec): &(&str, Arc<TaskSpec>)| Member { spec: spec.clone(), task: named(task) };
+        let operation = Operation::LaunchGroup(members.iter().map(member).collect());
+        for outcome in self.operate(limit, needed, operation, None).await {
+            outcome.unwrap_or_else(|refused| panic!("{refused}"));
+        }
+    }
+
+    /// Asks for a task's end, with its own grace.
+    ///
+    /// # Panics
+    /// If that is not committed.
+    pub async fn kill(&self, task: &str) {
+        let id = TaskId::new(task).expect("a task's name");
+        self.handle.kill(&id, None).await.unwrap_or_else(|error| panic!("kill {task}: {error}"));
+    }
+
     /// Gives all offers back, not to be seen again for a while.
     ///
     /// # Panics
@@ -203,7 +259,11 @@ impl Framework {
     }
 }
 
-fn named(task: &str) -> TaskLaunch {
+/// A task of this name with nothing of its own.
+///
+/// # Panics
+/// If that is no name.
+pub fn named(task: &str) -> TaskLaunch {
     TaskLaunch {
         task_id: TaskId::new(task).expect("a task's name"),
         name: String::new(),

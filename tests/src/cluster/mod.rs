@@ -25,7 +25,7 @@ use proffer_client::rows::{AgentRow, StatusSummary};
 use tempfile::TempDir;
 
 pub use daemon::Daemon;
-pub use framework::{Framework, info, shell, spec};
+pub use framework::{Framework, info, named, shell, spec};
 pub use programs::program;
 pub use wait::{until, until_true};
 
