@@ -9,7 +9,7 @@ use proffer_containerizer::Users;
 use proffer_settings::{Problems, Reader, parse_address, parse_bool, parse_dir};
 use proffer_telemetry::Format;
 use proffer_types::limits::{EXECUTOR_REGISTRATION_MS, KILL_GRACE_MAX_MS};
-use proffer_types::resources::parse_milli;
+use proffer_types::resources::{parse_bytes, parse_milli};
 use proffer_types::{AttributeValue, Resources};
 
 /// Read if `--config` does not name another file and this one is there.
@@ -55,6 +55,10 @@ pub struct Flags {
     /// [default: none]
     #[arg(long, env = "PROFFER_TASK_USERS", value_name = "USER,…")]
     task_users: Option<String>,
+    /// How much of what a task writes to its stdout, and as much to its stderr, is kept in a second; what it writes
+    /// beyond is thrown away and counted, so that it cannot make the node's disk slow for others [default: 32MiB]
+    #[arg(long, env = "PROFFER_TASK_LOG_RATE", value_name = "SIZE")]
+    task_log_rate: Option<String>,
     /// Whether a task that does not say has user ids of its own: root inside is nobody outside, and any user may be
     /// asked for [default: off]
     #[arg(long, env = "PROFFER_USER_NAMESPACES", value_name = "on|off")]
@@ -126,6 +130,8 @@ pub struct Config {
     pub executor: Option<PathBuf>,
     /// Users that tasks may run as beside `nobody`; `*` for all but root.
     pub task_users: BTreeSet<String>,
+    /// How many bytes of each stream of a task's output are kept in a second.
+    pub task_log_rate: u64,
     /// How long an executor may be without a connection (milliseconds).
     pub executor_registration_ms: u64,
     /// The user ids of tasks that have their own.
@@ -170,6 +176,7 @@ impl Config {
             cgroup_root: reader.get("cgroup-root", parse_dir),
             executor: reader.get("executor", |text| Ok(PathBuf::from(text))),
             task_users: reader.get("task-users", |text| Ok(parse_users(text))).unwrap_or_default(),
+            task_log_rate: reader.get("task-log-rate", parse_rate).unwrap_or(defaults.task_log_rate),
             executor_registration_ms: reader
                 .get("executor-registration-timeout", parse_duration_ms)
                 .unwrap_or(defaults.executor_registration_ms),
@@ -232,6 +239,7 @@ impl Default for Config {
             cgroup_root: None,
             executor: None,
             task_users: BTreeSet::new(),
+            task_log_rate: 32 << 20,
             executor_registration_ms: EXECUTOR_REGISTRATION_MS,
             users: Users::default(),
             seccomp_profiles: None,
@@ -256,6 +264,7 @@ impl Flags {
             ("cgroup-root", &self.cgroup_root),
             ("executor", &self.executor),
             ("task-users", &self.task_users),
+            ("task-log-rate", &self.task_log_rate),
             ("user-namespaces", &self.user_namespaces),
             ("id-base", &self.id_base),
             ("id-ranges", &self.id_ranges),
@@ -281,6 +290,13 @@ fn parse_duration_ms(text: &str) -> Result<u64, String> {
         Some(ms) if (100..=KILL_GRACE_MAX_MS).contains(&ms) => Ok(ms),
         Some(_) => Err(format!("`{text}` is not between 100ms and 24h")),
         None => Err(format!("`{text}` is not a duration such as 500ms, 10s or 5m")),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        0 => Err("nothing at all would be kept".into()),
+        bytes => Ok(bytes),
     }
 }
 
@@ -364,6 +380,9 @@ mod tests {
         for wrong in ["5", "1ms", "25h", "s", "99999999999999999999h"] {
             assert!(timeout(wrong).is_err(), "{wrong}");
         }
+        let rate = |text| resolve(&["--task-log-rate", text], "").map(|c| c.task_log_rate);
+        assert_eq!(rate("1MiB").unwrap(), 1 << 20);
+        assert!(rate("0").is_err() && rate("fast").is_err());
         assert_eq!(resolve(&[], "").unwrap(), Config::default());
     }
 

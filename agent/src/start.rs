@@ -161,6 +161,7 @@ fn options(config: &Config) -> Result<Options> {
         socket_look: SOCKET_LOOK,
         // What supervisors take above it would be a task's, or the host's.
         supervisors_memory_bytes: Totals::detect(&config.work_dir)?.reserve_bytes(),
+        log_bytes_per_second: config.task_log_rate,
         users: config.users,
         seccomp: seccomp_profiles(config)?,
     })

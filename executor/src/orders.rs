@@ -112,6 +112,9 @@ impl Supervisor {
                     None => "the container could not be made".into(),
                 };
                 self.logs.close(id, &self.poller);
+                if checked.executor {
+                    self.records.remove_socket(id);
+                }
                 self.not_made(id, group, unmade.step, unmade.errno, text, Killed::default());
             }
         }

@@ -84,6 +84,8 @@ pub struct Options {
     pub users: Users,
     /// The profiles of system calls that tasks may name.
     pub seccomp: SeccompProfiles,
+    /// The [`LogLimits::bytes_per_second`] of containers that do not say; 0 for 32 MiB.
+    pub log_bytes_per_second: u64,
 }
 
 /// Ranges of user ids for containers: the first is `base` to `base + 65535`, each other follows the one before.
@@ -180,15 +182,15 @@ pub struct LogLimits {
     pub file_bytes: u64,
     /// How many files are kept, the one being written included.
     pub files: u32,
-    /// How many bytes of a stream are kept in any second; what is written beyond is thrown away, so that no task can
-    /// make its neighbours wait for the disk.
+    /// How many bytes of a stream are kept in any second; what is written beyond is thrown away and counted, so that no
+    /// task can make its neighbours wait for the disk. 0 for what [`Options`] say.
     pub bytes_per_second: u64,
 }
 
 impl Default for LogLimits {
-    /// 2 × 10 MiB per stream, 32 MiB in a second.
+    /// 2 × 10 MiB per stream.
     fn default() -> Self {
-        Self { file_bytes: 10 << 20, files: 2, bytes_per_second: 32 << 20 }
+        Self { file_bytes: 10 << 20, files: 2, bytes_per_second: 0 }
     }
 }
 

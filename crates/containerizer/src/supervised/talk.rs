@@ -179,7 +179,10 @@ impl Engine {
             logs: Some(LogSettings {
                 file_bytes: spec.logs.file_bytes,
                 files: spec.logs.files,
-                bytes_per_second: spec.logs.bytes_per_second,
+                bytes_per_second: match spec.logs.bytes_per_second {
+                    0 => self.options.log_bytes_per_second,
+                    own => own,
+                },
             }),
             descriptors: fds.iter().map(|(what, _)| (*what).into()).collect(),
             mounts: mounts(fds),

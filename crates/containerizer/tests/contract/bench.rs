@@ -80,6 +80,7 @@ impl Bench {
             work_dir: dir.join("work"),
             runtime_dir: PathBuf::from(format!("/dev/shm/proffer-{name}")),
             executor: executor(),
+            log_bytes_per_second: 0,
             covers: Vec::new(),
             task_users: BTreeSet::new(),
             supervisor_idle: Duration::from_secs(60),

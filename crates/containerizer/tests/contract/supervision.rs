@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use proffer_containerizer::{
     Check, CheckKind, ContainerSpec, Event, ExecEvent, ExecSpec, HealthCheck, Isolation, KillCause, KillSent,
@@ -306,4 +307,93 @@ fn what_was_thrown_away_is_told_and_offsets_stay_true() {
         bench.forget(spec.launch);
         bench.close();
     });
+}
+
+/// How long kills of a container take that runs beside others, until its end is told: the longest but one of many.
+struct Kills {
+    bench: Bench,
+    took: Vec<Duration>,
+}
+
+impl Kills {
+    fn once(&mut self) {
+        let spec = self.bench.run(&Program::Script("exec sleep 1000"));
+        let begun = Instant::now();
+        self.bench.agent().kill(spec.launch, 0);
+        self.bench.end(spec.launch);
+        self.took.push(begun.elapsed());
+        self.bench.forget(spec.launch);
+    }
+
+    fn worst_but_one(&mut self) -> Duration {
+        self.took.sort_unstable();
+        self.took[self.took.len() - 2]
+    }
+}
+
+/// One that writes without end, one that never reads its terminal, one whose check hangs, one that would put a link in
+/// the place of its logs: beside them others end as fast as alone.
+#[test]
+fn hostile_neighbours_delay_nobodys_end() {
+    let (Some(alone), Some(mut beside)) = (Bench::real(Isolation::Linux), Bench::real(Isolation::Linux))
+    else {
+        return;
+    };
+    let hostile = [
+        (Program::Script("exec cat /dev/zero"), Supervision::default()),
+        (
+            Program::Script("stty -icanon; exec sleep 1000"),
+            Supervision { terminal: Some(TerminalSize::default()), ..Supervision::default() },
+        ),
+        (
+            Program::Script("exec sleep 1000"),
+            Supervision {
+                readiness: Some(Check { timeout_ms: 50, ..check("trap '' TERM; sleep 1000") }),
+                ..Supervision::default()
+            },
+        ),
+        (
+            Program::Script(
+                "while :; do rm -rf ../../logs ../logs; ln -s /etc ../logs; sleep 0.01; done 2>/dev/null",
+            ),
+            Supervision::default(),
+        ),
+    ];
+    let hostile = hostile.map(|(program, supervision)| {
+        let spec = supervised(&mut beside, &program, supervision);
+        beside.deliver(&spec);
+        started(&mut beside, spec.launch);
+        spec
+    });
+    let (told, heard) = channel();
+    beside.agent().terminal(hostile[1].launch, Box::new(move |answer| drop(told.send(answer))));
+    let terminal = heard.recv_timeout(PATIENCE).expect("an answer").expect("a terminal");
+    let mut terminal = std::fs::File::from(terminal);
+    // As much as it takes; nobody waits for the rest.
+    while terminal.write(&[b'x'; 4096]).is_ok() {}
+
+    let mut alone = Kills { bench: alone, took: Vec::new() };
+    let mut beside = Kills { bench: beside, took: Vec::new() };
+    for _ in 0..60 {
+        // In turn, so that the machine is as busy for one as for the other.
+        alone.once();
+        beside.once();
+    }
+    let (fair, measured) = (alone.worst_but_one(), beside.worst_but_one());
+    eprintln!("kills: {fair:?} alone, {measured:?} beside hostile neighbours (the longest but one of 60)");
+    // What writes without end also wants a processor, of which this machine may have few.
+    assert!(measured < 2 * fair + Duration::from_millis(20), "{measured:?} instead of {fair:?}");
+    for spec in &hostile {
+        beside.bench.agent().kill(spec.launch, 0);
+        let is_end = |event: &Event| matches!(event, Event::Ended { launch, .. } if *launch == spec.launch);
+        let Event::Ended { end, .. } = beside.bench.expect("its end", is_end) else {
+            unreachable!("an end was expected")
+        };
+        assert_eq!(end.signal, Some(9));
+        assert!(spec.launch != hostile[0].launch || end.stdout_dropped_bytes > 0, "{end:?}");
+        beside.bench.expect_none_but_started(spec.launch);
+        beside.bench.forget(spec.launch);
+    }
+    alone.bench.close();
+    beside.bench.close();
 }
