@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use proffer_types::event::Group;
+
 use super::random::Rng;
 use super::*;
 
@@ -21,6 +23,9 @@ struct Node {
 
 #[derive(Default)]
 struct Holding {
+    /// The group that it waits for or has started with.
+    group: Option<Group>,
+    started: bool,
     /// Not confirmed yet, in order.
     statuses: Vec<Status>,
     newest: Option<Status>,
@@ -54,6 +59,7 @@ struct Net {
     nodes: Vec<Node>,
     framework: FrameworkId,
     starts: BTreeMap<LaunchId, u32>,
+    groups: Vec<Group>,
     names: u64,
 }
 
@@ -62,7 +68,15 @@ impl Net {
         let mut lab = Lab::default();
         let framework = lab.framework();
         let nodes = Vec::new();
-        let mut net = Self { rng: Rng(seed), lab, nodes, framework, starts: BTreeMap::new(), names: 0 };
+        let mut net = Self {
+            rng: Rng(seed),
+            lab,
+            nodes,
+            framework,
+            starts: BTreeMap::new(),
+            groups: Vec::new(),
+            names: 0,
+        };
         for _ in 0..3 {
             let node = net.register();
             net.nodes.push(node);
@@ -96,6 +110,9 @@ impl Net {
                 continue;
             };
             let task = self.lab.task(*launch);
+            if matches!(change, Change::TaskLaunched { .. }) {
+                self.groups.extend(task.group.filter(|group| group.first == *launch));
+            }
             let order = match (change, task.kill) {
                 (Change::KillOrdered { .. }, Some(kill)) => {
                     Order::Kill { agent_seq: kill.agent_seq, launch: *launch, grace_ms: kill.grace_ms }
@@ -158,10 +175,29 @@ impl Net {
         let Some(order) = node.orders.pop_front() else { return };
         match order {
             Order::Launch { agent_seq, launch } => {
-                if agent_seq > node.last_seq {
-                    node.held.insert(launch, Holding::default());
-                    *self.starts.entry(launch).or_default() += 1;
+                let group = self.lab.registry.task(launch).and_then(|task| task.group);
+                let mut batch = vec![(agent_seq, launch)];
+                // All of a group come in one message, and the node may die while it writes them down.
+                while let Some(Order::Launch { agent_seq, launch }) = node.orders.front().copied()
+                    && group.is_some_and(|group| group.launches().any(|member| member == launch))
+                {
+                    node.orders.pop_front();
+                    batch.push((agent_seq, launch));
                 }
+                let dies = group.is_some() && self.rng.chance(20);
+                let written = if dies { self.rng.below(batch.len() as u64) as usize } else { batch.len() };
+                for (agent_seq, launch) in batch.into_iter().take(written) {
+                    if agent_seq > node.last_seq {
+                        node.held.insert(launch, Holding { group, ..Holding::default() });
+                        node.last_seq = agent_seq;
+                    }
+                }
+                if dies {
+                    (node.attached, node.orders) = (None, VecDeque::new());
+                    return;
+                }
+                self.start(n);
+                return;
             }
             Order::Kill { launch, .. } => {
                 if let Some(holding) = node.held.get_mut(&launch) {
@@ -170,6 +206,33 @@ impl Net {
             }
         }
         node.last_seq = node.last_seq.max(order.agent_seq());
+    }
+
+    /// Starts what was not, each group whole or not at all.
+    fn start(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        let waiting = |held: &BTreeMap<LaunchId, Holding>, launch| {
+            held.get(&launch).is_some_and(|h| !h.started && !h.told_to_end && h.newest.is_none())
+        };
+        for launch in node.held.keys().copied().collect::<Vec<_>>() {
+            if !waiting(&node.held, launch) {
+                continue;
+            }
+            let group = node.held[&launch].group;
+            let together: Vec<LaunchId> = group.map_or(vec![launch], |group| group.launches().collect());
+            let whole = together.iter().all(|member| waiting(&node.held, *member));
+            for member in together {
+                let Some(holding) = node.held.get_mut(&member).filter(|h| !h.started) else { continue };
+                holding.started = whole;
+                if whole {
+                    *self.starts.entry(member).or_default() += 1;
+                } else if holding.newest.is_none() {
+                    let dropped = status(1, TaskState::Dropped);
+                    holding.newest = Some(dropped.clone());
+                    holding.statuses.push(dropped);
+                }
+            }
+        }
     }
 
     /// Some task goes on.
@@ -181,6 +244,8 @@ impl Net {
         let next = match newest.state {
             state if state.is_terminal() => return,
             _ if holding.told_to_end => TaskState::Killed,
+            // It waits for the rest of its group.
+            _ if !holding.started => return,
             TaskState::Staging => TaskState::Starting,
             TaskState::Starting => TaskState::Running,
             _ => TaskState::Finished,
@@ -225,7 +290,14 @@ impl Net {
         let framework = self.framework;
         let agent = self.nodes[self.rng.below(3) as usize].id;
         let call = self.lab.call(framework);
-        match self.rng.below(4) {
+        match self.rng.below(5) {
+            4 => {
+                let names: Vec<String> = (0..3).map(|n| format!("t{}", self.names + n)).collect();
+                self.names += 3;
+                let operations = vec![group(names.iter().map(|n| (spec("cpus:1"), n.as_str())).collect())];
+                let part = AcceptPart { agent, role: Role::star(), offered: r("cpus:3"), operations };
+                self.run(Command::Accept { call, atomic: false, parts: vec![part] });
+            }
             0 | 1 => {
                 self.names += 1;
                 let launch = one(spec("cpus:1"), &format!("t{}", self.names));
@@ -313,6 +385,13 @@ fn agents_and_registry_agree_in_the_end() {
             }
         }
         assert!(net.starts.values().all(|n| *n == 1), "seed {seed}: {:?}", net.starts);
+        let mut groups = 0;
+        for group in &net.groups {
+            let started = group.launches().filter(|launch| net.starts.contains_key(launch)).count() as u32;
+            assert!(started == 0 || started == group.size, "seed {seed}: {started} of {group:?}");
+            groups += u32::from(started > 0);
+        }
+        assert!(groups > 5, "seed {seed}: only {groups} groups ran");
         launched += net.starts.len();
     }
     assert!(launched > 500, "only {launched} tasks ran");
