@@ -10,6 +10,7 @@ mod checks;
 mod containers;
 mod dev;
 mod ends;
+mod escape;
 mod executors;
 mod faults;
 mod first;
