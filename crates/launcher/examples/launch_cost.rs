@@ -1,6 +1,6 @@
-//! What a container costs: `cargo run -p proffer-launcher --example launch_cost [LAUNCHES]`, as root.
+//! What a container costs: `cargo run -p proffer-launcher --example launch_cost [LAUNCHES [PROGRAM]]`, as root.
 //!
-//! One after another, each from clone to the reaped init, of `/bin/true`; five interleaved rounds. Processor time (of this
+//! One after another, each from clone to the reaped init, of `/bin/true` or another program that does nothing; five interleaved rounds. Processor time (of this
 //! process and of all its children) is what other work on the machine disturbs least, so that it is what to compare.
 
 #![allow(clippy::print_stdout, reason = "its figures are for people")]
@@ -30,6 +30,7 @@ struct Kind {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let launches = std::env::args().nth(1).map_or(Ok(LAUNCHES), |text| text.parse())?;
+    let program = std::env::args().nth(2).unwrap_or_else(|| "/bin/true".into());
     let template = Template::build(&[])?;
     drop_bounding_set()?;
     let namespace = UserNamespace::new(IdRange { first: 0x5000_0000, count: 65_536 })?;
@@ -53,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (index, kind) in kinds.iter().enumerate() {
             let (before, start) = (cpu_micros()?, Instant::now());
             for _ in 0..launches {
-                launch(kind, &template, &namespace, &bare, &sandbox)?;
+                launch(&program, kind, &template, &namespace, &bare, &sandbox)?;
             }
             cpu[index].push((cpu_micros()? - before) / launches as f64);
             wall[index].push(start.elapsed().as_secs_f64() * 1e6 / launches as f64);
@@ -68,13 +69,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn launch(
+    program: &str,
     kind: &Kind,
     template: &Template,
     namespace: &UserNamespace,
     bare: &[Program],
     sandbox: &File,
 ) -> Result<(), Box<dyn Error>> {
-    let argv = ["/bin/true".to_owned()];
+    let argv = [program.to_owned()];
     let null = template.null();
     let isolation = if kind.linux { Isolation::Linux(template) } else { Isolation::Process };
     heap::keep_out_of_children();

@@ -221,3 +221,14 @@ fn conditional_rules_of_docker_are_weighed() {
     assert_eq!(profile(r#""includes":{"arches":["s390"]}"#), errno(libc::ENOSYS));
     assert_eq!(profile(r#""excludes":{"arches":["s390"]}"#), ALLOW);
 }
+
+#[test]
+fn the_documents_example_is_a_profile_and_does_what_it_says() {
+    let text = include_str!("../../../../docs/seccomp.md");
+    let (_, rest) = text.split_once("```json\n").expect("an example");
+    let (json, _) = rest.split_once("```").expect("its end");
+    let program = Profile::parse(json).expect("a profile").compile().expect("compiled");
+    assert_eq!(call(&program, "socket", &[libc::AF_UNIX as u64]), ALLOW);
+    assert_eq!(call(&program, "socket", &[libc::AF_INET as u64]), errno(libc::EACCES));
+    assert_eq!(call(&program, "bind", &[]), ALLOW);
+}
