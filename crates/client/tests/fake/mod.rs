@@ -15,7 +15,7 @@ use proffer_wire::scheduler::v1::scheduler_service_server::{SchedulerService, Sc
 use proffer_wire::{status, to_proto};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 const CLUSTER: &str = "abababababababababababababababab";
 
@@ -321,6 +321,11 @@ impl SchedulerService for Fake {
 #[tonic::async_trait]
 impl AdminService for Fake {
     type ReadLogsStream = Stream<admin::ReadLogsResponse>;
+    type WatchEventsStream = Stream<admin::WatchEventsResponse>;
+    type ReadFilesStream = Stream<admin::ReadFilesResponse>;
+    type WatchUsageStream = Stream<admin::WatchUsageResponse>;
+    type ExecStream = Stream<admin::ExecResponse>;
+    type AttachStream = Stream<admin::AttachResponse>;
 
     async fn get_status(&self, _: Request<admin::GetStatusRequest>) -> Answer<admin::GetStatusResponse> {
         let mut state = self.state();
@@ -404,6 +409,44 @@ impl AdminService for Fake {
         let mut state = self.state();
         let view = state.view();
         state.answer(admin::TeardownFrameworkResponse { view })
+    }
+
+    async fn list_executors(
+        &self,
+        _: Request<admin::ListExecutorsRequest>,
+    ) -> Answer<admin::ListExecutorsResponse> {
+        Err(status::unsupported("ListExecutors"))
+    }
+
+    async fn list_files(&self, _: Request<admin::ListFilesRequest>) -> Answer<admin::ListFilesResponse> {
+        Err(status::unsupported("ListFiles"))
+    }
+
+    async fn write_files(
+        &self,
+        _: Request<Streaming<admin::WriteFilesRequest>>,
+    ) -> Answer<admin::WriteFilesResponse> {
+        Err(status::unsupported("WriteFiles"))
+    }
+
+    async fn watch_events(&self, _: Request<admin::WatchEventsRequest>) -> Answer<Self::WatchEventsStream> {
+        Err(status::unsupported("WatchEvents"))
+    }
+
+    async fn read_files(&self, _: Request<admin::ReadFilesRequest>) -> Answer<Self::ReadFilesStream> {
+        Err(status::unsupported("ReadFiles"))
+    }
+
+    async fn watch_usage(&self, _: Request<admin::WatchUsageRequest>) -> Answer<Self::WatchUsageStream> {
+        Err(status::unsupported("WatchUsage"))
+    }
+
+    async fn exec(&self, _: Request<Streaming<admin::ExecRequest>>) -> Answer<Self::ExecStream> {
+        Err(status::unsupported("Exec"))
+    }
+
+    async fn attach(&self, _: Request<Streaming<admin::AttachRequest>>) -> Answer<Self::AttachStream> {
+        Err(status::unsupported("Attach"))
     }
 
     async fn read_logs(&self, request: Request<admin::ReadLogsRequest>) -> Answer<Self::ReadLogsStream> {
