@@ -13,6 +13,7 @@
 
 use std::collections::BTreeSet;
 
+use proffer_types::container::Burst;
 use proffer_types::event::LaunchKind;
 use proffer_types::executor::{ExecutorEvent, ExecutorUpdate};
 use proffer_types::limits::KILL_GRACE_MS;
@@ -141,12 +142,15 @@ impl Core {
         updates: Vec<ExecutorUpdate>,
     ) -> Result<(), ExecutorRefusal> {
         self.hears(executor)?;
+        let ends = updates.iter().any(|update| update.state.is_terminal());
         for update in updates {
             if let Err(what) = self.on_executor_update(executor, update) {
                 return Err(self.misbehaved(executor, what));
             }
         }
-        self.resize(executor);
+        if ends {
+            self.resize(executor);
+        }
         Ok(())
     }
 
@@ -331,6 +335,10 @@ impl Core {
     /// Makes the executor's container as large as it and its tasks are.
     fn resize(&mut self, executor: LaunchId) {
         let Some(own) = self.held.get(&executor).and_then(|task| task.order.as_ref()) else { return };
+        if own.spec.burst != Burst::default() {
+            // What it may use was said once and for all.
+            return;
+        }
         let mut cpus_milli = own.resources.cpus_milli();
         let mut memory_bytes = super::container::memory_promised(own);
         for (_, task) in self.tasks_of(executor).filter(|(_, task)| task.has_been_handed()) {
@@ -386,11 +394,8 @@ impl Core {
     }
 
     fn tasks_of(&self, executor: LaunchId) -> impl Iterator<Item = (LaunchId, &super::task::Task)> {
-        // A task is launched on its executor's agent after it.
-        self.held
-            .range(executor..)
-            .filter(move |(_, task)| task.executor() == Some(executor))
-            .map(|(launch, task)| (*launch, task))
+        let launches = self.tasks_of.get(&executor).into_iter().flatten();
+        launches.filter_map(|launch| Some((*launch, self.held.get(launch)?)))
     }
 }
 

@@ -32,7 +32,7 @@ pub use executors::ExecutorRefusal;
 pub use session::{Disconnect, Fatal, Identity};
 pub use task::{HeldView, Phase};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proffer_containerizer::{CheckKind, Event, InstanceId, Known};
 use proffer_types::agent::holdings_digest;
@@ -199,6 +199,8 @@ pub struct Core {
     held: BTreeMap<LaunchId, Task>,
     /// The executors whose containers run.
     links: BTreeMap<LaunchId, Link>,
+    /// The held tasks of each executor, which may be gone.
+    tasks_of: BTreeMap<LaunchId, BTreeSet<LaunchId>>,
     /// How long an executor may be without a stream (milliseconds).
     registration_ms: u64,
     /// The number of the last launch or kill that counts as seen.
@@ -237,6 +239,7 @@ impl Core {
             session: Session::Closed,
             held: BTreeMap::new(),
             links: BTreeMap::new(),
+            tasks_of: BTreeMap::new(),
             registration_ms: config.registration_ms,
             last_seq: 0,
             staged: Vec::new(),
@@ -351,7 +354,7 @@ impl Core {
             .collect();
         let missing = missing.join(", ");
         self.effects.push(Effect::Checkpoint(Record::Launch(Box::new(order.clone()))));
-        self.held.insert(launch, Task::new(Some(order), Phase::Staged));
+        self.hold(order);
         if missing.is_empty() {
             self.staged.push(launch);
         } else {
@@ -614,13 +617,34 @@ impl Core {
         self.send(AgentReport::Status { launch, status });
     }
 
+    fn hold(&mut self, order: LaunchOrder) {
+        let launch = order.launch;
+        let task = Task::new(Some(order), Phase::Staged);
+        if let Some(executor) = task.executor() {
+            self.tasks_of.entry(executor).or_default().insert(launch);
+        }
+        self.held.insert(launch, task);
+    }
+
+    /// Lets go of a launch; the executor that it was handed to, if it was one's.
+    fn let_go(&mut self, launch: LaunchId) -> Option<LaunchId> {
+        let executor = self.held.remove(&launch)?.executor()?;
+        if let Some(tasks) = self.tasks_of.get_mut(&executor) {
+            tasks.remove(&launch);
+            if tasks.is_empty() {
+                self.tasks_of.remove(&executor);
+            }
+        }
+        Some(executor)
+    }
+
     fn finish_forget(&mut self, launch: LaunchId) {
         self.drop_launch(launch);
         self.send(AgentReport::Cleaned(vec![launch]));
     }
 
     fn drop_launch(&mut self, launch: LaunchId) {
-        let executor = self.held.remove(&launch).and_then(|task| task.executor());
+        let executor = self.let_go(launch);
         self.effects.push(Effect::Checkpoint(Record::Forgotten(launch)));
         match executor {
             // It has no container.
@@ -663,7 +687,7 @@ impl Core {
         match record {
             Record::Launch(order) => {
                 self.last_seq = self.last_seq.max(order.agent_seq);
-                self.held.insert(order.launch, Task::new(Some(*order), Phase::Staged));
+                self.hold(*order);
             }
             Record::Assigned { launch, instance } => {
                 if let Some(task) = self.held.get_mut(&launch) {
@@ -693,7 +717,7 @@ impl Core {
                     task.accept_kill_unsaid();
                 }
             }
-            Record::Forgotten(launch) => drop(self.held.remove(&launch)),
+            Record::Forgotten(launch) => drop(self.let_go(launch)),
             Record::Handed(launch) => {
                 if let Some(task) = self.held.get_mut(&launch) {
                     task.phase = Phase::Launching;

@@ -29,11 +29,13 @@ const TESTS: [(&str, &[&str]); 4] = [
 /// Of the test programs of a package with stories, the one that has those above.
 const STORIES: &str = "main";
 /// The programs that tests start, with their packages.
-const PRODUCTS: [(&str, &str); 4] = [
+const PRODUCTS: [(&str, &str); 6] = [
     ("proffer-executor", "proffer-executor"),
     ("proffer-agent", "proffer-agent"),
     ("proffer-master", "proffer-master"),
     ("proffer", "proffer-cli"),
+    ("proffer-test-executor", "proffer-tests"),
+    ("proffer-test-program", "proffer-tests"),
 ];
 /// Of the whole machine, booting included.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
