@@ -141,6 +141,7 @@ fn set_up(plan: &Plan) -> Result<(), Failed> {
     // First of all: no one may trace this process while it holds the supervisor's descriptors (CVE-2016-9962), and then
     // it holds no more than it needs (CVE-2024-21626).
     step(Step::Dumpable, sys::prctl(libc::PR_SET_DUMPABLE, 0))?;
+    enter_groups(plan)?;
     // SAFETY: the array was copied with this length.
     close_all_but(unsafe { std::slice::from_raw_parts(plan.keep, plan.keep_count) })?;
     if !plan.linux || plan.join >= 0 {
@@ -173,6 +174,18 @@ fn set_up(plan: &Plan) -> Result<(), Failed> {
     die_with_parent(plan)
 }
 
+/// Moves itself into its v1 groups. A parent that moved it would first wait until no process of the machine is being
+/// started or ended, and have all of them wait meanwhile: milliseconds. Nobody waits for a thread that moves itself.
+fn enter_groups(plan: &Plan) -> Result<(), Failed> {
+    // SAFETY: the array was copied with this length, and the descriptors are this process's own copies.
+    for &group in unsafe { std::slice::from_raw_parts(plan.groups, plan.group_count) } {
+        // SAFETY: one byte of static memory.
+        let written = unsafe { libc::write(group, c"0".as_ptr().cast(), 1) };
+        step(Step::CgroupMove, sys::check(written as libc::c_long))?;
+    }
+    Ok(())
+}
+
 /// Closes the gaps between the descriptors to keep: which numbers are in use is not to be guessed.
 fn close_all_but(keep: &[c_int]) -> Result<(), Failed> {
     let mut first = 0u32;
@@ -186,8 +199,8 @@ fn close_all_but(keep: &[c_int]) -> Result<(), Failed> {
     step(Step::CloseRange, sys::close_range(first, u32::MAX))
 }
 
-/// Waits for the byte that says that this process is in its cgroups; a closed socket means that nobody will
-/// ever say so.
+/// Waits for the byte that says that this process is known to its parent; a closed socket means that nobody will ever
+/// say so.
 fn wait_for_gate(status: c_int) {
     let mut byte = 0u8;
     loop {

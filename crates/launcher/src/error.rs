@@ -38,8 +38,8 @@ steps! {
     SandboxAttr = 5, "mount_setattr sandbox";
     /// clone3.
     Clone = 6, "clone3";
-    /// Writing init's pid to a v1 cgroup.procs.
-    CgroupMove = 7, "write cgroup.procs";
+    /// Entering a v1 group.
+    CgroupMove = 7, "enter cgroup";
     /// Letting init go on.
     Gate = 8, "gate";
     /// PR_SET_DUMPABLE.

@@ -10,7 +10,7 @@ use crate::child::{RECORD_EXEC_FAILED, RECORD_SETUP_FAILED, run_joined};
 use crate::container::{Container, Event, Received, Signalled, decode, receive};
 use crate::error::{Error, Step};
 use crate::request::{Call, Extra, Isolation, Prepared, Request, Sandbox, prepare};
-use crate::spawn::{clone, enter_groups, errno_of, open_gate, status_socket};
+use crate::spawn::{clone, errno_of, open_gate, status_socket};
 use crate::sys;
 
 /// Runs a program, or `call`, in the running `container`: a child of this process in the container's namespaces, with what
@@ -48,7 +48,6 @@ pub fn join(container: &Container, request: &Request<'_>, call: Option<Call<'_>>
         terminal: RefCell::new(None),
     };
     // Dropping it kills a child that is not let go on.
-    enter_groups(request, pid)?;
     open_gate(joined.status.as_fd())?;
     Ok(joined)
 }

@@ -124,7 +124,8 @@ pub struct Request<'a> {
     pub share: Option<&'a Container>,
     /// A cgroup v2 directory for the clone to enter.
     pub cgroup_dir: Option<BorrowedFd<'a>>,
-    /// `cgroup.procs` files of v1 hierarchies, open for writing.
+    /// Files of v1 groups by which the child enters them, open for writing: `tasks`, for through `cgroup.procs` it waits
+    /// until no process of the machine is being started or ended.
     pub cgroup_procs: &'a [BorrowedFd<'a>],
     /// The payload's stdin.
     pub stdin: BorrowedFd<'a>,
@@ -213,6 +214,9 @@ pub(crate) struct Plan {
     pub(crate) stdio: [i32; 3],
     /// Null for none.
     pub(crate) terminal: *const libc::winsize,
+    /// Where it writes `0` to enter its groups.
+    pub(crate) groups: *const i32,
+    pub(crate) group_count: usize,
     /// Descriptors to keep, ascending.
     pub(crate) keep: *const i32,
     pub(crate) keep_count: usize,
@@ -310,6 +314,7 @@ pub(crate) fn prepare(request: &Request<'_>, extra: &Extra<'_>) -> Result<Prepar
         ws_ypixel: 0,
     });
     let input = extra.call.map_or(&[][..], |call| call.input);
+    let groups: Vec<i32> = request.cgroup_procs.iter().map(AsRawFd::as_raw_fd).collect();
     // SAFETY: geteuid cannot fail.
     let privileged = unsafe { libc::geteuid() } == 0;
     let value = Plan {
@@ -334,6 +339,8 @@ pub(crate) fn prepare(request: &Request<'_>, extra: &Extra<'_>) -> Result<Prepar
         mount_count: mounts.len(),
         stdio,
         terminal: terminal.map_or(ptr::null(), |size| arena.copy(&[size])),
+        groups: arena.copy(&groups),
+        group_count: groups.len(),
         keep: arena.copy(&keep),
         keep_count: keep.len(),
         hostname: optional(&mut arena, Some(request.hostname).filter(|name| !name.is_empty())),
@@ -533,7 +540,8 @@ fn arena_size(
         + size_of::<libc::winsize>()
         // Of `keep` without the mounts, and the rounding of every array.
         + 9 * size_of::<i32>()
-        + 10 * 16;
+        + request.cgroup_procs.len() * size_of::<i32>()
+        + 11 * 16;
     let input = extra.call.map_or(0, |call| call.input.len());
     let paths = request.working_directory.len() + SANDBOX_PATH.len() + request.hostname.len() + 3 * 32;
     text_bytes + pointers + filter_bytes + mounts + fixed + input + paths

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
@@ -19,7 +19,7 @@ pub fn drop_bounding_set() -> Result<(), Error> {
     child::drop_bounding_set().map_err(|errno| Error::new(Step::BoundingSet, errno))
 }
 
-/// Clones the container's init, puts it into its cgroups and lets it go on. Never waits for it: whether the
+/// Clones the container's init, which enters its cgroups, and lets it go on. Never waits for it: whether the
 /// set-up and the execve succeed is told by [`Container::event`].
 ///
 /// Which signals this process ignores must not change after the first call: the payload's are reset by what they were.
@@ -52,7 +52,7 @@ pub fn spawn(request: &Request<'_>) -> Result<Container, Error> {
     let (pid, pidfd) = clone(request, flags, child::run, &prepared)?;
     drop((prepared, childs, made));
     let container = Container::new(pid, pidfd, own, linux, request.hold);
-    if let Err(error) = enter_groups(request, pid).and_then(|()| open_gate(container.status_fd())) {
+    if let Err(error) = open_gate(container.status_fd()) {
         container.abandon();
         return Err(error);
     }
@@ -80,15 +80,6 @@ fn place_of(
         }
         mounted => mounted,
     }
-}
-
-/// Moves the child into its v1 groups.
-pub(crate) fn enter_groups(request: &Request<'_>, pid: i32) -> Result<(), Error> {
-    for procs in request.cgroup_procs {
-        nix::unistd::write(procs.as_fd(), pid.to_string().as_bytes())
-            .map_err(|error| Error::new(Step::CgroupMove, error as i32))?;
-    }
-    Ok(())
 }
 
 /// Lets the child go on. One that is already gone shows by its status.
