@@ -52,6 +52,28 @@ fn what_was_written_is_found_again() {
     assert_eq!(found.records, records());
 }
 
+/// Its files as the first release wrote them, for ever: an upgraded agent takes up what it left.
+#[test]
+fn what_the_first_release_wrote_is_found_again() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("checkpoint")).unwrap();
+    // A segment is made at its full length, of zeros.
+    let mut segment = include_bytes!("../tests/golden/first_release.checkpoint").to_vec();
+    segment.resize(SEGMENT_BYTES as usize, 0);
+    for (name, bytes) in [
+        ("identity", &include_bytes!("../tests/golden/first_release.identity")[..]),
+        ("checkpoint/settled", include_bytes!("../tests/golden/first_release.settled")),
+        ("checkpoint/0000000000000001.log", &segment),
+    ] {
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let (_store, found) = open(dir.path(), BOOT).unwrap();
+    assert_eq!(found.identity, Some(identity()));
+    let written = records();
+    assert_eq!(found.records, written[..found.records.len()]);
+    assert_eq!(found.records.len(), 7, "all that it wrote");
+}
+
 #[test]
 fn a_second_agent_on_the_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();

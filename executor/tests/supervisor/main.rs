@@ -1,5 +1,6 @@
 //! The supervisor as a process, spoken to as an agent does. What needs root says so when it cannot run.
 
+mod golden;
 mod groups;
 mod harness;
 mod inside;

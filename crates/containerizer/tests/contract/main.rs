@@ -5,6 +5,7 @@
 
 mod asked;
 mod bench;
+mod first_release;
 mod leftovers;
 mod linux;
 mod promises;
