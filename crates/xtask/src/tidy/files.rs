@@ -1,7 +1,7 @@
 //! What every file keeps to.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -23,15 +23,8 @@ const NEVER: [(&str, &str, &str); 7] = [
 ];
 /// What the source of every dependency begins with: a package registry, never somebody's repository.
 const SOURCE: &str = "registry+";
-const DOCUMENTS: [&str; 7] = [
-    "README.md",
-    "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "docs/ledger.md",
-    "docs/api.md",
-    "docs/framework-in-python.md",
-];
+/// What says what is where, beside everything in `docs`.
+const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"];
 
 /// Length, spaces, and words that must not be there.
 pub(super) fn check() -> Result<Vec<String>> {
@@ -72,12 +65,15 @@ pub(super) fn check() -> Result<Vec<String>> {
 /// Every path in backticks in a document leads somewhere.
 pub(super) fn check_documents() -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    for document in DOCUMENTS {
-        let path = workspace::root().join(document);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {document}"))?;
+    let in_docs = |file: &Path| file.starts_with("docs") && file.extension().is_some_and(|kind| kind == "md");
+    let docs = workspace::tracked()?.into_iter().filter(|file| in_docs(file));
+    for file in DOCUMENTS.into_iter().map(PathBuf::from).chain(docs) {
+        let path = workspace::root().join(&file);
+        let document = file.display();
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {document}"))?;
         for path in paths(&text) {
             // A link is read from where the document lies.
-            let beside = Path::new(document).with_file_name(path);
+            let beside = file.with_file_name(path);
             if !workspace::root().join(path).exists() && !workspace::root().join(beside).exists() {
                 problems.push(format!("{document}: there is no {path}"));
             }
