@@ -11,6 +11,24 @@
 //! contained.
 //!
 //! The order of the steps in `child.rs` is the product of trying: each is where it is for a reason given there.
+//!
+//! How others' containers were left, and what is done about it here:
+//!
+//! | hole | rule |
+//! |---|---|
+//! | CVE-2016-9962 | who enters a container is not dumpable and has nothing open before it does: `child.rs`, `join.rs` |
+//! | CVE-2019-5736, CVE-2019-0204 | the supervisor runs from a read-only mount: `reexec.rs` |
+//! | CVE-2019-16884, CVE-2019-19921, CVE-2023-27561, CVE-2023-28642 | an own /proc, on a directory of the host's: `view.rs` |
+//! | CVE-2021-30465, CVE-2024-45310 | mounts by descriptor, onto what no task can change: `view.rs` |
+//! | CVE-2021-43784 | no length crosses a process: the child reads its parent's values: `request.rs` |
+//! | CVE-2022-29162 | every capability set is emptied, and no_new_privs set: `child.rs` |
+//! | CVE-2022-0492, CVE-2023-25809 | a cgroup namespace, and no cgroup file system: `view.rs`, `template.rs` |
+//! | CVE-2022-0185, CVE-2022-0847 and other holes of the kernel | a filter, and users of one's own: `seccomp`, `user_namespace.rs` |
+//! | CVE-2024-21626 | descriptors are closed before the working directory is entered, which must lie inside: `payload.rs` |
+//! | CVE-2025-31133, CVE-2025-52881, CVE-2025-62161, CVE-2025-62596 | masks of the host's own making: `view.rs` |
+//! | CVE-2025-52565 | a terminal by descriptor, looked at: `payload.rs` |
+//! | CVE-2024-0132, CVE-2025-23266 | no hooks: nothing of the host's runs for a container |
+//! | CVE-2020-15257 | no abstract sockets: pairs, and paths that are covered: `spawn.rs`, `template.rs` |
 
 // Everything here is system calls on raw descriptors and memory shared across clone.
 #![allow(unsafe_code)]

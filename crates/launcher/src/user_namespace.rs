@@ -75,11 +75,18 @@ struct Holder {
 
 impl Holder {
     fn start() -> Result<Self, sys::Errno> {
-        extern "C" fn hold(_: *mut c_void) -> c_int {
-            loop {
-                // SAFETY: no arguments. All signals are blocked, so that it neither returns nor touches the
-                // errno that it shares with its parent.
-                unsafe { libc::pause() };
+        extern "C" fn hold(parent: *mut c_void) -> c_int {
+            // SAFETY: integers only. All signals are blocked, so that nothing here returns an error and touches the
+            // errno that it shares with its parent.
+            unsafe {
+                // An orphan would stay for good, with copies of all that its parent had open.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if libc::getppid() as usize != parent.addr() {
+                    libc::_exit(1);
+                }
+                loop {
+                    libc::pause();
+                }
             }
         }
         let mut stack = vec![0u128; 256].into_boxed_slice();
@@ -88,12 +95,8 @@ impl Holder {
         // is freed. Without an exit signal its end is nobody's business but ours.
         let pid = unsafe {
             let flags = libc::CLONE_NEWUSER | libc::CLONE_VM;
-            sys::check_int(libc::clone(
-                hold,
-                stack.as_mut_ptr_range().end.cast(),
-                flags,
-                std::ptr::null_mut(),
-            ))
+            let own = std::ptr::without_provenance_mut(libc::getpid() as usize);
+            sys::check_int(libc::clone(hold, stack.as_mut_ptr_range().end.cast(), flags, own))
         };
         sys::set_signal_mask(&mask);
         Ok(Holder { pid: pid?, _stack: stack })
