@@ -144,7 +144,8 @@ impl Supervisor {
         let kept = &*checked.kept;
         let (listener, socket_dir) = match checked.executor {
             true => {
-                let made = self.records.listen(id, kept.host_ids());
+                let user = kept.user_namespace.is_none().then_some((kept.uid, kept.gid));
+                let made = self.records.listen(id, user);
                 let (listener, dir) = made.map_err(Unmade::io("make the executor's socket"))?;
                 (Some(listener), Some(dir))
             }

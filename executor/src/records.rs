@@ -79,7 +79,8 @@ impl Records {
     }
 
     /// Makes the socket that a custom executor connects to, for its user alone, and the directory that it is alone in.
-    pub(crate) fn listen(&self, launch_id: u64, (uid, gid): (u32, u32)) -> io::Result<(OwnedFd, OwnedFd)> {
+    /// Without a user it is for all who can reach it: a container with ids of its own, which may show there as others.
+    pub(crate) fn listen(&self, launch_id: u64, user: Option<(u32, u32)>) -> io::Result<(OwnedFd, OwnedFd)> {
         let path = self.executor_path(launch_id);
         let made = (|| {
             fs::create_dir(&path)?;
@@ -89,8 +90,14 @@ impl Records {
             let short = PathBuf::from(format!("/proc/self/fd/{}/socket", dir.as_raw_fd()));
             let listener = UnixListener::bind(&short)?;
             listener.set_nonblocking(true)?;
-            std::os::unix::fs::chown(&short, Some(uid), Some(gid))?;
-            fs::set_permissions(&short, fs::Permissions::from_mode(0o600))?;
+            let mode = match user {
+                Some((uid, gid)) => {
+                    std::os::unix::fs::chown(&short, Some(uid), Some(gid))?;
+                    0o600
+                }
+                None => 0o666,
+            };
+            fs::set_permissions(&short, fs::Permissions::from_mode(mode))?;
             Ok((listener.into(), dir.into()))
         })();
         if made.is_err() {

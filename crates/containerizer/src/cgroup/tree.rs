@@ -308,10 +308,11 @@ impl Tree {
         Ok(())
     }
 
-    /// The range of user ids that a container has, or else the next that is free of `count`.
-    pub(crate) fn ids(&self, launch: LaunchId, count: u32) -> Option<u32> {
+    /// The range of user ids that a container or one of its `kin` has, or else the next that is free of `count`.
+    pub(crate) fn ids(&self, launch: LaunchId, kin: &[LaunchId], count: u32) -> Option<u32> {
         let slots = self.slots();
-        slots.get(launch).and_then(|holding| holding.ids).or_else(|| slots.free_ids(count))
+        let had = |launch: &LaunchId| slots.get(*launch).and_then(|holding| holding.ids);
+        [launch].iter().chain(kin).find_map(had).or_else(|| slots.free_ids(count))
     }
 
     /// Takes a container's group back; `false` while the kernel holds it busy.

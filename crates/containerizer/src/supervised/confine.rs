@@ -55,8 +55,13 @@ impl Confinement {
         }
     }
 
-    /// The range of user ids of a container that is to have one.
-    pub(crate) fn ids(&self, spec: &ContainerSpec, users: &Users) -> Result<Option<u32>, Error> {
+    /// The range of user ids of a container that is to have one: that of its `kin`, if they have one already.
+    pub(crate) fn ids(
+        &self,
+        spec: &ContainerSpec,
+        kin: &[LaunchId],
+        users: &Users,
+    ) -> Result<Option<u32>, Error> {
         let private = match spec.container.users {
             UserNamespace::Private => true,
             UserNamespace::Default => users.private,
@@ -70,7 +75,7 @@ impl Confinement {
             Self::Nothing(_) => Ok(None),
             Self::Cgroups(_) if !private => Ok(None),
             Self::Cgroups(_) if users.ranges == 0 => Err(refused("this agent has no ranges of user ids")),
-            Self::Cgroups(tree) => match tree.ids(spec.launch, users.ranges) {
+            Self::Cgroups(tree) => match tree.ids(spec.launch, kin, users.ranges) {
                 Some(ids) => Ok(Some(ids)),
                 None => Err(refused("all ranges of user ids of this agent are in use")),
             },

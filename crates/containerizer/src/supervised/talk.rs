@@ -127,7 +127,11 @@ impl Engine {
         };
         let users = &self.options.users;
         let asked = asked::check(spec, &self.options, &self.dirs.sandbox(id)).map_err(failed)?;
-        let ids = self.confinement.ids(spec, users).map_err(failed)?;
+        let group = self.launches.get(&id).and_then(|launch| launch.group);
+        // Those of a group share files, and so the ids of their owners.
+        let others = || self.launches.iter().filter(|(_, other)| other.group == group);
+        let kin = group.map_or_else(Vec::new, |_| others().map(|(other, _)| *other).collect());
+        let ids = self.confinement.ids(spec, &kin, users).map_err(failed)?;
         let account = self.accounts.find(&spec.user, ids.is_some(), &self.options.task_users);
         let account =
             account.map_err(|refused| Unfit { reason: Reason::UserRefused, message: refused.to_string() })?;
@@ -135,7 +139,6 @@ impl Engine {
         let (sandbox, logs) = self.dirs.make_sandbox(id, account.uid, account.gid).map_err(failed)?;
         descriptors.push((Descriptor::SandboxDir, sandbox));
         descriptors.push((Descriptor::LogDir, logs));
-        let group = self.launches.get(&id).and_then(|launch| launch.group);
         if let Some(group) = group {
             let shared = self.dirs.join_group(group.first, id).map_err(failed)?;
             // A plain process reaches it by its path.

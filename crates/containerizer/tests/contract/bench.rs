@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use proffer_containerizer::fake::{Fake, Node};
 use proffer_containerizer::{
     ContainerSpec, Containerizer, Event, InstanceId, Isolation, Known, LogLimits, Options, Supervised,
-    Supervision, open, remove_all,
+    Supervision, Users, open, remove_all,
 };
 use proffer_types::{FrameworkId, LaunchId, Reason};
 
@@ -84,9 +84,14 @@ impl Bench {
             covers: Vec::new(),
             task_users: BTreeSet::new(),
             supervisor_idle: Duration::from_secs(60),
-            socket_look: Duration::from_millis(200),
+            // Tests bind sockets too.
+            socket_look: Duration::from_secs(3600),
             supervisors_memory_bytes: 256 << 20,
-            users: Default::default(),
+            // So that everything can be tried with both.
+            users: Users {
+                private: std::env::var("PROFFER_USER_NAMESPACES").is_ok_and(|value| value == "on"),
+                ..Users::default()
+            },
             seccomp: Default::default(),
         };
         let bench = Self::new(Kind::Real { options: Box::new(options), dir, life: None });

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proffer_containerizer::{Event, GcPolicy, Isolation};
 use proffer_types::LaunchId;
@@ -99,9 +99,10 @@ fn held(pid: u32) -> Held {
     Held { descriptors: count("fd"), threads: count("task"), memory_kib }
 }
 
-/// The machine's mounts, and the namespaces of the processes that descend from `pid`.
-fn mounts_and_namespaces(pid: u32) -> (usize, BTreeSet<String>) {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").lines().count();
+/// The machine's mounts of `dir`, and the namespaces of the processes that descend from `pid`.
+fn mounts_and_namespaces(dir: &Path, pid: u32) -> (usize, BTreeSet<String>) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let mounts = mounts.lines().filter(|line| line.contains(&*dir.to_string_lossy())).count();
     let mut namespaces = BTreeSet::new();
     let mut look = vec![pid];
     while let Some(pid) = look.pop() {
@@ -150,19 +151,26 @@ fn launch_many() {
         assert_eq!(count(&bench.runtime().join("held")), 0);
     };
     settled(&bench);
-    let before = (held(std::process::id()), held(supervisor), mounts_and_namespaces(supervisor));
+    let work = bench.work().to_owned();
+    let before = (held(std::process::id()), held(supervisor), mounts_and_namespaces(&work, supervisor));
     for _ in 0..total.div_ceil(AT_ONCE) {
         batch(&mut bench);
     }
     settled(&bench);
     // What ended a moment ago may be on its way out still.
-    until("namespaces and descriptors are what they were", || {
-        let now = (held(std::process::id()), held(supervisor), mounts_and_namespaces(supervisor));
-        now.0.descriptors <= before.0.descriptors
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let now = (held(std::process::id()), held(supervisor), mounts_and_namespaces(&work, supervisor));
+        if now.0.descriptors <= before.0.descriptors
             && now.0.threads == before.0.threads
             && now.1.descriptors <= before.1.descriptors
             && now.2 == before.2
-    });
+        {
+            break;
+        }
+        assert!(Instant::now() < deadline, "left: {before:?} -> {now:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let after = (held(std::process::id()), held(supervisor));
     eprintln!(
         "{total} launches: agent {:?} -> {:?}; supervisor {:?} -> {:?}",
@@ -174,7 +182,6 @@ fn launch_many() {
     assert!(after.1.memory_kib <= before.1.memory_kib + 512, "{before:?} -> {after:?}");
     // Nothing else in this process waits for collected directories.
     bench.agent().gc(GcPolicy { retention: Duration::ZERO, free_percent_min: 0 });
-    let work = bench.work().to_owned();
     until("sandboxes and logs are collected", || {
         ["sandboxes", "logs"].iter().all(|dir| count(&work.join(dir)) == 0)
     });
