@@ -34,6 +34,19 @@ pub(crate) enum Group {
     Over,
 }
 
+impl Group {
+    /// Whether a launch is a member that has come and is not cloned yet.
+    fn waits(&self, id: u64) -> bool {
+        match self {
+            Group::Gathering { members, .. } => members,
+            Group::Making { rest, .. } => rest,
+            Group::Ended(_) | Group::Over => return false,
+        }
+        .iter()
+        .any(|member| member.id == id)
+    }
+}
+
 impl Supervisor {
     /// Takes up a member.
     pub(crate) fn gather(&mut self, serial: u64, checked: Checked) {
@@ -57,6 +70,7 @@ impl Supervisor {
                 self.not_begun(id, KillSent::None, KillCause::Group);
             }
             Group::Gathering { .. } => self.refuse(serial, id, "its group has another size".into()),
+            making @ Group::Making { .. } if making.waits(id) => {}
             Group::Making { .. } | Group::Over => {
                 self.refuse(serial, id, "its group has begun without it".into());
             }
@@ -137,20 +151,31 @@ impl Supervisor {
         }
     }
 
-    /// Ends a group of which a member is killed before all have come; `false` if it is of no such group.
-    pub(crate) fn kill_gathered(&mut self, id: u64, grace_ms: u64) -> bool {
-        let has = |group: &Group| match group {
-            Group::Gathering { members, .. } => members.iter().any(|member| member.id == id),
-            _ => false,
-        };
-        let Some(first) = self.groups.iter().find(|(_, group)| has(group)).map(|(&first, _)| first) else {
+    /// Ends a group of which a member is killed that is not cloned yet; `false` if there is no such member.
+    pub(crate) fn kill_uncloned(&mut self, id: u64, grace_ms: u64) -> bool {
+        let Some(first) = self.groups.iter().find(|(_, group)| group.waits(id)).map(|(&first, _)| first)
+        else {
             return false;
         };
-        let Some(Group::Gathering { size, members }) = self.groups.remove(&first) else { return false };
-        let left = size - members.len() as u32;
-        if left > 0 {
-            self.groups.insert(first, Group::Ended(left));
-        }
+        let members = match self.groups.remove(&first) {
+            Some(Group::Gathering { size, members }) => {
+                let left = size - members.len() as u32;
+                if left > 0 {
+                    self.groups.insert(first, Group::Ended(left));
+                }
+                members
+            }
+            Some(Group::Making { rest, .. }) => {
+                // Those that are cloned end it when the last of them has ended.
+                self.groups.insert(first, Group::Over);
+                let cloned = self.launches.values().filter(|launch| launch.group == Some(first));
+                for other in cloned.map(|launch| launch.id).collect::<Vec<_>>() {
+                    self.kill(other, 0, KillCause::Group, "another of its group was killed");
+                }
+                rest
+            }
+            _ => return false,
+        };
         for member in members {
             match member.id == id {
                 true if grace_ms == 0 => self.not_begun(id, KillSent::Kill, KillCause::Order),
@@ -159,6 +184,14 @@ impl Supervisor {
             }
         }
         true
+    }
+
+    /// Members that are recorded and will be cloned.
+    pub(crate) fn uncloned(&self) -> impl Iterator<Item = u64> + '_ {
+        self.groups.values().flat_map(|group| match group {
+            Group::Making { rest, .. } => rest.iter().map(|member| member.id).collect(),
+            _ => Vec::new(),
+        })
     }
 
     /// Lets go of members whose group is not complete: an agent that connects anew sends them anew. With a connection,

@@ -7,7 +7,8 @@ use proffer_launcher::{self as launcher, heap, proc};
 use proffer_wire::supervisor::v1::launch_info::End;
 use proffer_wire::supervisor::v1::to_agent::Message;
 use proffer_wire::supervisor::v1::{
-    FailureKind, Kill, KillCause, KillSent, Launch as Request, Launches, Listener, Terminal, Unknown,
+    FailureKind, Kill, KillCause, KillSent, Launch as Request, LaunchInfo, LaunchState, Launches, Listener,
+    Terminal, Unknown,
 };
 
 use crate::checks::Watch;
@@ -225,7 +226,7 @@ impl Supervisor {
     pub(crate) fn on_kill(&mut self, serial: u64, kill: &Kill) {
         let id = kill.launch_id;
         let Some(launch) = self.launches.get(&id) else {
-            if !self.kill_gathered(id, kill.grace_ms) {
+            if !self.kill_uncloned(id, kill.grace_ms) {
                 self.send(serial, Message::Unknown(Unknown { launch_id: id }));
             }
             return;
@@ -286,7 +287,14 @@ impl Supervisor {
     }
 
     pub(crate) fn on_list(&mut self, serial: u64) {
-        let infos = self.launches.values().map(Launch::info).collect::<Vec<_>>();
+        let starting = |launch_id| LaunchInfo {
+            launch_id,
+            state: LaunchState::Starting.into(),
+            ..LaunchInfo::default()
+        };
+        let mut infos = self.launches.values().map(Launch::info).collect::<Vec<_>>();
+        infos.extend(self.uncloned().map(starting));
+        infos.sort_by_key(|info| info.launch_id);
         let mut parts = infos.chunks(LIST_PART).map(<[_]>::to_vec).collect::<Vec<_>>();
         if parts.is_empty() {
             parts.push(Vec::new());

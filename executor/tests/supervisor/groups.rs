@@ -6,7 +6,9 @@ use proffer_wire::supervisor::v1::to_agent::Message as Told;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use proffer_wire::supervisor::v1::*;
 
-use crate::harness::{Agent, Node, modes, wait_for};
+use nix::sys::signal::Signal;
+
+use crate::harness::{Agent, Node, modes, signal, wait_for};
 
 /// Members 1, 2, … of a group.
 fn group(node: &Node, agent: &Agent, scripts: &[&str]) {
@@ -186,5 +188,29 @@ fn a_group_is_killed_before_it_is_complete() {
     for group in [Group { first: 0, size: 2 }, Group { first: 9, size: 1 }, Group { first: 9, size: 9_999 }] {
         node.launch(&agent, Launch { group: Some(group), ..node.request(9, "true") });
         assert!(matches!(agent.recv(), Told::Refused(refused) if refused.reason.contains("group")));
+    }
+}
+
+#[test]
+fn a_group_is_killed_while_it_is_made() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        // All of it is found at once: the first is cloned, and nothing has been heard of it yet.
+        signal(node.pid, Signal::SIGSTOP);
+        group(&node, &agent, &["echo up", "echo up", "echo up"]);
+        agent.send(Order::List(List {}), &[]);
+        agent.kill(3, 0);
+        signal(node.pid, Signal::SIGCONT);
+        let Told::Launches(known) = agent.recv() else { panic!("not a list") };
+        let states = known.launches.iter().map(|info| (info.launch_id, info.state()));
+        assert!(states.eq((1..=3).map(|id| (id, LaunchState::Starting))), "{known:?}");
+        for told in ends(&agent, 3) {
+            let Told::LaunchFailed(failed) = &told else { panic!("{told:?}") };
+            let cause = if failed.launch_id == 3 { KillCause::Order } else { KillCause::Group };
+            assert_eq!(failed.kill_cause(), cause, "{told:?}");
+            assert_eq!(node.log(failed.launch_id, "stdout.0"), "");
+        }
+        wait_for("nothing to be left", || (node.children() == [node.pump()]).then_some(()));
     }
 }
