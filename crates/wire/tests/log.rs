@@ -30,13 +30,21 @@ use proffer_wire::{RecordError, from_proto, to_proto};
 /// Random values from a seed (splitmix64): the same on every machine.
 struct Dice {
     state: u64,
-    /// Whether fields that the first release did not have are thrown too.
-    later: bool,
+    /// Only what the log's first (1) or second (2) version has is thrown; with [`NEWEST`] all there is.
+    version: u32,
 }
 
+/// Whatever this program knows.
+const NEWEST: u32 = 3;
+
 impl Dice {
+    /// How many there are of something in its version.
+    fn known(&self, counts: [usize; 3]) -> usize {
+        counts[self.version as usize - 1]
+    }
+
     fn new(state: u64) -> Self {
-        Self { state, later: true }
+        Self { state, version: NEWEST }
     }
 
     fn next(&mut self) -> u64 {
@@ -132,7 +140,7 @@ impl Dice {
     }
 
     fn reason(&mut self) -> Reason {
-        self.of(if self.later { Reason::ALL } else { &Reason::ALL[..21] })
+        self.of(&Reason::ALL[..self.known([21, 30, Reason::ALL.len()])])
     }
 
     fn status(&mut self) -> Status {
@@ -145,7 +153,7 @@ impl Dice {
         status.memory_peak_bytes = self.maybe(Self::number);
         status.isolation = self.maybe(Self::text);
         status.wall_ms = self.number();
-        if !self.later {
+        if self.version == 1 {
             return status;
         }
         status.healthy = self.maybe(Self::flag);
@@ -195,7 +203,7 @@ impl Dice {
 
     fn spec(&mut self) -> Arc<TaskSpec> {
         let plain = self.plain_spec();
-        if !self.later {
+        if self.version == 1 {
             return Arc::new(plain);
         }
         let health = |dice: &mut Self| HealthCheck { check: dice.check(), grace_ms: 1, failures: 3 };
@@ -291,11 +299,11 @@ impl Dice {
     }
 
     fn refusal(&mut self) -> Refusal {
-        self.of(if self.later { &Refusal::ALL } else { &Refusal::ALL[..8] })
+        self.of(&Refusal::ALL[..self.known([8, 10, Refusal::ALL.len()])])
     }
 
     fn rejection(&mut self) -> Rejection {
-        self.of(if self.later { &Rejection::ALL } else { &Rejection::ALL[..15] })
+        self.of(&Rejection::ALL[..self.known([15, 16, Rejection::ALL.len()])])
     }
 
     fn task(&mut self) -> Result<TaskLaunch, Refusal> {
@@ -311,7 +319,7 @@ impl Dice {
     }
 
     fn operation(&mut self) -> Operation {
-        if self.later && self.flag() {
+        if self.version > 1 && self.flag() {
             let member = |dice: &mut Self| Member { spec: dice.spec(), task: dice.task() };
             let first = member(self);
             return Operation::LaunchGroup([vec![first], self.some(3, member)].concat());
@@ -465,7 +473,7 @@ impl Dice {
             group: None,
             kind: LaunchKind::Task,
         };
-        if self.later {
+        if self.version > 1 {
             image.group = self
                 .maybe(|dice| Group { first: LaunchId(1 + dice.below(99)), size: 1 + dice.below(9) as u32 });
             image.kind = match self.below(3) {
@@ -653,7 +661,7 @@ fn a_record_has_the_lowest_version_that_has_all_it_uses() {
     use proffer_wire::log::v1 as pb;
     use prost::Message;
     let version = |entry: &Entry| pb::Entry::decode(&*to_proto::entry(entry)).unwrap().version;
-    let mut dice = Dice { state: 5, later: false };
+    let mut dice = Dice { state: 5, version: 1 };
     assert!((0..FIRST_COMMANDS).all(|kind| version(&dice.entry(kind)) == 1));
     let mut dice = Dice::new(5);
     let later =
@@ -666,16 +674,21 @@ fn a_record_has_the_lowest_version_that_has_all_it_uses() {
     assert!(segments().all(|segment| from_proto::segment(&to_proto::segment(&segment)) == Ok(segment)));
 }
 
-/// `tests/golden/log-v1.bin`: records of the first release, each behind its length (4 bytes, little-endian), entries
-/// first. It is never written again; a later encoding gets a file of its own beside it.
+/// `tests/golden/log-v1.bin` and `log-v2.bin`: records that were written once, each behind its length (4 bytes,
+/// little-endian), entries first. The first are those of the first release; the second use everything that came with
+/// groups, executors, checks and containment. Neither is ever written again; a later encoding gets a file of its own.
 #[test]
 fn what_was_written_once_stays_readable() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-v1.bin");
-    let mut dice = Dice { state: 20_261_122, later: false };
+    stays_readable("log-v1.bin", Dice { state: 20_261_122, version: 1 }, FIRST_COMMANDS);
+    stays_readable("log-v2.bin", Dice { state: 20_261_123, version: 2 }, COMMANDS);
+}
+
+fn stays_readable(file: &str, mut dice: Dice, commands: usize) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
     let mut entries = Vec::new();
     let mut segments = Vec::new();
     for _ in 0..8 {
-        entries.extend((0..FIRST_COMMANDS).map(|kind| dice.entry(kind)));
+        entries.extend((0..commands).map(|kind| dice.entry(kind)));
         segments.extend((0..SEGMENTS).map(|kind| dice.segment(kind)));
     }
     if std::env::var_os("PROFFER_WRITE_GOLDEN").is_some() && !path.exists() {
