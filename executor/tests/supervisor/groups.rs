@@ -155,7 +155,10 @@ fn if_one_cannot_be_made_none_is_started() {
         let agent = node.connect();
         for id in 1..=3 {
             let mut request = member(&node, id, 3, "echo up");
-            if id == 3 {
+            if id == 3 && mode == Isolation::Linux {
+                // Found out late, by init: the others are complete by then.
+                request.hostname = "x".repeat(65);
+            } else if id == 3 {
                 request.limits = vec![Limit { kind: LimitKind::Nofile.into(), soft: 1 << 40, hard: None }];
             }
             node.launch(&agent, request);
