@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, Uid, fchown, pipe2};
@@ -19,6 +19,8 @@ use crate::probe::{self, Probe};
 use crate::request::{Cgroups, Kept};
 use crate::supervisor::Supervisor;
 
+/// How long until the end of something that was traced is asked for again.
+const REAP_AGAIN: Duration = Duration::from_millis(100);
 /// The most programs that run at once for agents.
 const EXECS_MAX: usize = 256;
 
@@ -136,7 +138,14 @@ impl Supervisor {
         let Some(inside) = self.inside.get(&serial) else { return };
         let status = match inside.joined.reap() {
             Ok(Some(status)) => status,
-            Ok(None) => return,
+            Ok(None) => {
+                // Something in the container traces it. Its descriptor stays ready all the while.
+                self.poller.remove(inside.joined.status_fd());
+                self.poller.remove(inside.joined.pidfd());
+                self.unreaped.push(serial);
+                self.reap_at.get_or_insert(Instant::now() + REAP_AGAIN);
+                return;
+            }
             Err(error) => {
                 self.records.log(&format!("launch {}: waitpid inside: {error}", inside.launch));
                 libc::SIGKILL
@@ -155,6 +164,16 @@ impl Supervisor {
             What::Exec(Exec { id: exec_id, connection, .. }) => {
                 let exited = ExecExited { launch_id: launch, exec_id, wait_status: status };
                 self.send(connection, Message::ExecExited(exited));
+            }
+        }
+    }
+
+    /// Asks again for the ends of what was traced.
+    pub(crate) fn reap_again(&mut self, now: Instant) {
+        if self.reap_at.is_some_and(|at| at <= now) {
+            self.reap_at = None;
+            for serial in std::mem::take(&mut self.unreaped) {
+                self.on_inside_exit(serial);
             }
         }
     }

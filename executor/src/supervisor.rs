@@ -48,6 +48,9 @@ pub struct Supervisor {
     pub(crate) groups: BTreeMap<u64, Group>,
     /// What joined containers, by the serial in their tokens.
     pub(crate) inside: BTreeMap<u64, Inside>,
+    /// Of `inside`, those that have ended but are traced.
+    pub(crate) unreaped: Vec<u64>,
+    pub(crate) reap_at: Option<Instant>,
     next_serial: u64,
     pub(crate) logs: Logs,
     pub(crate) records: Records,
@@ -102,6 +105,8 @@ impl Supervisor {
             timers: BTreeSet::new(),
             groups: BTreeMap::new(),
             inside: BTreeMap::new(),
+            unreaped: Vec::new(),
+            reap_at: None,
             next_serial: 1,
             logs,
             records,
@@ -172,7 +177,13 @@ impl Supervisor {
 /// Time.
 impl Supervisor {
     fn next_deadline(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _)| *at).into_iter().chain(self.logs.restart_at()).min()
+        self.timers
+            .first()
+            .map(|(at, _)| *at)
+            .into_iter()
+            .chain(self.logs.restart_at())
+            .chain(self.reap_at)
+            .min()
     }
 
     /// To be called after whatever changes when a launch wants to be looked at.
@@ -202,6 +213,7 @@ impl Supervisor {
             self.look_at(id, now);
             self.rearm(id);
         }
+        self.reap_again(now);
         if self.logs.restart_at().is_some_and(|at| at <= now)
             && let Err(error) = self.logs.start_pump(&self.poller)
         {

@@ -5,6 +5,7 @@ use std::ffi::c_ulong;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
 
 use crate::child::{RECORD_EXEC_FAILED, RECORD_SETUP_FAILED, run_joined};
 use crate::container::{Container, Event, Received, Signalled, decode, receive};
@@ -24,6 +25,7 @@ pub fn join(container: &Container, request: &Request<'_>, call: Option<Call<'_>>
     if linux != container.is_linux() {
         return Err(Error::at(Step::Join, "another isolation", libc::EINVAL));
     }
+    reap_dropped();
     let (own, childs) = status_socket()?;
     let sandbox = match request.sandbox {
         Some(Sandbox::Dir(dir)) if !linux => Some(dir.as_raw_fd()),
@@ -166,7 +168,9 @@ impl Joined {
         self.signal(libc::SIGKILL)
     }
 
-    /// Its wait status once it has ended. Never waits, and succeeds once.
+    /// Its wait status once it has ended. Never waits, and succeeds once. Of one that a process of the container traces
+    /// (which the default filter does not let it) there is none, though it has ended, until that lets go of it: whoever
+    /// waits for [`pidfd`](Self::pidfd) must then ask again later, not at once.
     pub fn reap(&self) -> io::Result<Option<i32>> {
         let mut status = 0;
         // SAFETY: `status` is owned here; the pid is ours until it is reaped.
@@ -185,8 +189,21 @@ impl Drop for Joined {
     fn drop(&mut self) {
         if !self.reaped.get() {
             self.kill();
-            // SAFETY: no status is written. It has been sent a SIGKILL, so that this ends.
-            unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
+            // Not waited for: while something in the container traces it, that would be without end.
+            if let Ok(mut unreaped) = UNREAPED.lock() {
+                unreaped.push(self.pid);
+            }
+            reap_dropped();
         }
+    }
+}
+
+/// Those that were dropped before they could be reaped.
+static UNREAPED: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+
+fn reap_dropped() {
+    if let Ok(mut unreaped) = UNREAPED.lock() {
+        // SAFETY: no status is written. The pids are ours until they are reaped here.
+        unreaped.retain(|&pid| unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } == 0);
     }
 }

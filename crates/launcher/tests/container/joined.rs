@@ -173,3 +173,33 @@ fn a_terminal_is_the_containers_own() {
         events(&container);
     }
 }
+
+#[test]
+fn one_that_is_traced_holds_nobody_up() {
+    if !root() {
+        return;
+    }
+    let (probes, bare) = (Probes::new("hold"), no_filter());
+    let options = Options { seccomp: &bare, ..linux() };
+    let (container, mut read) = probes.start("hold", &options);
+    read_until(&mut read, "up\n");
+    let (joined, _) = start_joined(&container, &["sleep", "1000"], None, &options).expect("join");
+    read_until(&mut read, "held");
+    joined.kill();
+    wait_readable(joined.pidfd(), Instant::now() + DEADLINE);
+    // It has ended, and its end is its tracer's so far.
+    assert!(joined.reap().expect("our child").is_none());
+    let pid = joined.pid();
+    drop(joined);
+    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
+    // With its tracer gone it is reaped by the next that comes.
+    container.kill();
+    events(&container);
+    let next = running(&linux());
+    let deadline = Instant::now() + DEADLINE;
+    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(Instant::now() < deadline, "it stays");
+        let (joined, read) = start_joined(&next, &["true"], None, &linux()).expect("join");
+        finish_joined(&joined, read);
+    }
+}

@@ -21,6 +21,7 @@ fn entry() {
         "escape" => escape(Path::new(argument)),
         "walk" => walk(),
         "trace" => trace(),
+        "hold" => hold(),
         "swap" => swap(Path::new(argument)),
         "idle" => {}
         "whoami" => whoami(),
@@ -587,6 +588,19 @@ fn look_at(pid: i32) {
         }
         false
     });
+}
+
+/// Traces the first newcomer and never lets go of it.
+fn hold() {
+    println!("up");
+    // SAFETY: no arguments.
+    let own = unsafe { libc::getpid() };
+    // SAFETY: integers only.
+    while !(2..100).any(|pid| pid != own && unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) } == 0) {}
+    println!("held");
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
 }
 
 fn has(bytes: &[u8], part: &[u8]) -> bool {
