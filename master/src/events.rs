@@ -233,8 +233,7 @@ pub struct Batch {
 
 impl Default for Feed {
     fn default() -> Self {
-        let ring =
-            Ring { events: VecDeque::new(), floor: Cursor::default(), applied: 0, cell: None };
+        let ring = Ring { events: VecDeque::new(), floor: Cursor::default(), applied: 0, cell: None };
         Self { ring: Arc::new(Mutex::new(ring)), changed: watch::Sender::new(0) }
     }
 }
@@ -328,11 +327,10 @@ mod tests {
         let feed = Feed::default();
         feed.push(7, None, vec![event(3, 0), event(3, 2), event(5, 0)]);
         let batch = feed.read(None, 2).expect("all is kept");
-        assert_eq!((places(&batch), batch.cursor, batch.last), (
-            vec![(3, 0), (3, 2)],
-            Cursor { index: 3, ordinal: 2 },
-            false
-        ));
+        assert_eq!(
+            (places(&batch), batch.cursor, batch.last),
+            (vec![(3, 0), (3, 2)], Cursor { index: 3, ordinal: 2 }, false)
+        );
         let batch = feed.read(Some(batch.cursor), 2).expect("all is kept");
         assert_eq!((places(&batch), batch.last), (vec![(5, 0)], true));
         assert_eq!(batch.cursor, Cursor { index: 7, ordinal: u32::MAX });

@@ -10,9 +10,9 @@ use proffer_types::LaunchId;
 use proffer_wire::admin::v1 as admin;
 use proffer_wire::admin::v1::exec_request::Message as Said;
 use proffer_wire::admin::v1::exec_response::Message as Told;
-use proffer_wire::agent::v1::DataRequest;
 use proffer_wire::agent::v1::data_chunk::Answer;
 use proffer_wire::agent::v1::data_request::Ask;
+use proffer_wire::agent::v1::{DataChunk, DataRequest};
 use proffer_wire::from_proto;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe::{Receiver, Sender};
@@ -24,8 +24,9 @@ use super::{Gone, Outbound, Refusal, Wish, next_ask, terminal_size};
 
 /// Read at once from a program.
 const PIECE_BYTES: usize = 32 << 10;
-/// Input that waits for a program that does not read: beyond it no more is taken from the operator.
-const INPUT_BYTES_MAX: usize = 64 << 10;
+/// Input that waits for a program that does not read: beyond it no more is taken from the operator, who is told how much
+/// was taken and may be as far ahead as this.
+const INPUT_BYTES_MAX: usize = 256 << 10;
 /// How long what a program left behind may hold its output open after its end.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a program whose operator is gone may take to end by itself.
@@ -160,7 +161,7 @@ async fn converse(
     };
     let mut output = Box::pin(output);
     let mut told = false;
-    let mut input = Box::pin(listen(stdin, terminal, program, requests));
+    let mut input = Box::pin(listen(stdin, terminal, program, outbound, requests));
     let how = loop {
         tokio::select! {
             event = events.recv() => break event,
@@ -197,12 +198,24 @@ async fn listen(
     stdin: Sender,
     terminal: Option<OwnedFd>,
     program: &Program,
+    outbound: &Outbound,
     requests: &mut Streaming<DataRequest>,
 ) -> Gone {
     let mut input = Input::new(stdin);
+    let mut told = 0;
     loop {
+        let taken = input.taken;
         tokio::select! {
             () = input.write(), if input.is_waiting() => {}
+            // An operator that does not read is heard all the same.
+            room = outbound.room(), if taken > told => match room {
+                Ok(room) => {
+                    let answer = Answer::Exec(admin::ExecResponse { message: Some(Told::InputTaken(taken)) });
+                    room.send(DataChunk { answer: Some(answer), ..DataChunk::default() });
+                    told = taken;
+                }
+                Err(gone) => return gone,
+            },
             ask = next_ask(requests), if input.has_room() => match ask {
                 None => return Gone,
                 Some(Ask::Exec(admin::ExecRequest { message: Some(said) })) => match said {
@@ -234,18 +247,25 @@ pub(super) struct Input {
     to: Option<Sender>,
     pieces: VecDeque<Bytes>,
     bytes: usize,
+    /// Bytes that the program has taken, or will never take.
+    taken: u64,
     /// Nothing follows what waits.
     ends: bool,
 }
 
 impl Input {
     pub(super) fn new(to: Sender) -> Self {
-        Self { to: Some(to), pieces: VecDeque::new(), bytes: 0, ends: false }
+        Self { to: Some(to), pieces: VecDeque::new(), bytes: 0, taken: 0, ends: false }
     }
 
     /// Takes more. Of no effect once nobody reads it, or behind its end.
     pub(super) fn push(&mut self, piece: Bytes) {
-        if self.to.is_some() && !self.ends && !piece.is_empty() {
+        if piece.is_empty() {
+            return;
+        }
+        if self.to.is_none() || self.ends {
+            self.taken += piece.len() as u64;
+        } else {
             self.bytes += piece.len();
             self.pieces.push_back(piece);
         }
@@ -268,9 +288,9 @@ impl Input {
         !self.pieces.is_empty()
     }
 
-    /// Whether more is taken.
+    /// Whether more is taken. An operator that has sent all that it may must still be heard.
     pub(super) fn has_room(&self) -> bool {
-        self.bytes < INPUT_BYTES_MAX
+        self.bytes <= INPUT_BYTES_MAX
     }
 
     /// Writes some of it. Nothing is lost if this is given up before it is done.
@@ -280,11 +300,13 @@ impl Input {
         let before = piece.len();
         let wrote = to.write_buf(piece).await;
         self.bytes -= before - piece.len();
+        self.taken += (before - piece.len()) as u64;
         if piece.is_empty() {
             self.pieces.pop_front();
         }
         if wrote.is_err() {
             // Nobody reads it: what waits is of no use.
+            self.taken += self.bytes as u64;
             (self.to, self.bytes) = (None, 0);
             self.pieces.clear();
         }

@@ -142,6 +142,11 @@ impl Outbound {
         self.chunks.send(chunk).await.map_err(|_| Gone)
     }
 
+    /// Waits for room.
+    async fn room(&self) -> Result<mpsc::Permit<'_, pb::DataChunk>, Gone> {
+        self.chunks.reserve().await.map_err(|_| Gone)
+    }
+
     async fn answer(&self, answer: Answer, end: bool) -> Result<(), Gone> {
         self.send(pb::DataChunk { answer: Some(answer), end, ..pb::DataChunk::default() }).await
     }

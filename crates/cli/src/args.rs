@@ -77,7 +77,9 @@ pub(crate) enum Verb {
     /// What became true in the cluster, in the order of the log.
     ///
     /// Every master answers, from the last some ten thousand events.
-    #[command(after_help = "Examples:\n  proffer events -f\n  proffer events --from 1200 -o jsonl | jq .kind")]
+    #[command(
+        after_help = "Examples:\n  proffer events -f\n  proffer events --from 1200 -o jsonl | jq .kind"
+    )]
     Events {
         /// Go on as events come.
         #[arg(short, long)]
@@ -405,7 +407,9 @@ pub(crate) enum MasterVerb {
 
 fn interval(text: &str) -> Result<Duration, String> {
     let least = Duration::from_millis(proffer_types::limits::USAGE_INTERVAL_MIN_MS);
-    parse::duration(text).and_then(|given| if given < least { Err(format!("must be at least {}ms", least.as_millis())) } else { Ok(given) })
+    parse::duration(text).and_then(|given| {
+        if given < least { Err(format!("must be at least {}ms", least.as_millis())) } else { Ok(given) }
+    })
 }
 
 fn masters(text: &str) -> Result<u16, String> {

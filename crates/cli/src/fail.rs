@@ -3,6 +3,7 @@
 use std::fmt;
 
 use proffer_client::admin::Error as AdminError;
+use proffer_client::hands;
 use proffer_client::{CallError, ConnectError, Ended, Refused, RefusedKind};
 
 /// The documented exit codes of failures.
@@ -76,12 +77,17 @@ impl From<AdminError> for Failure {
         let what = error.to_string();
         match &error {
             AdminError::Unavailable { .. } => Self::new(Code::Unavailable, what).next(WHERE_ARE_THE_MASTERS),
-            AdminError::Refused { refused, .. } => Self::new(code_of(refused), what).next(match refused.reason.as_str() {
-                "TASK_NOT_RUNNING" => "see its state with `proffer task show`",
-                "NO_SUCH_FILE" => "list what is there with `proffer task files`",
-                "AGENT_UNREACHABLE" => "see the agent with `proffer agent list`",
-                _ => "",
-            }),
+            AdminError::Refused { refused, .. } => {
+                Self::new(code_of(refused), what).next(match refused.reason.as_str() {
+                    "TASK_NOT_RUNNING" => "see its state with `proffer task show`",
+                    "NO_SUCH_FILE" => "list what is there with `proffer task files`",
+                    "AGENT_UNREACHABLE" => "see the agent with `proffer agent list`",
+                    hands::CONNECTION_LOST => {
+                        "try again; `proffer status` and `proffer agent list` say who is there"
+                    }
+                    _ => "",
+                })
+            }
             AdminError::Malformed { .. } => {
                 Self::new(Code::Failed, what).next("compare the versions of `proffer` and of the masters")
             }
@@ -126,7 +132,9 @@ impl From<CallError> for Failure {
 fn code_of(refused: &Refused) -> Code {
     match refused.kind {
         // Nothing is wrong with the call: it may go better later.
-        _ if refused.reason == "AGENT_UNREACHABLE" => Code::Unavailable,
+        _ if matches!(refused.reason.as_str(), "AGENT_UNREACHABLE" | hands::CONNECTION_LOST) => {
+            Code::Unavailable
+        }
         RefusedKind::Invalid | RefusedKind::OutOfRange => Code::Usage,
         RefusedKind::NotFound => Code::NotFound,
         RefusedKind::AlreadyExists | RefusedKind::Precondition => Code::Conflict,

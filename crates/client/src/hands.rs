@@ -4,20 +4,22 @@
 //! the caller to send again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use proffer_types::{AgentId, FrameworkId, TaskId};
 use proffer_wire::admin::v1 as pb;
 use proffer_wire::admin::v1::admin_service_client::AdminServiceClient;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
 use crate::admin::{AdminClient, Error};
-use crate::core::Failure;
+use crate::core::{Failure, Refused, RefusedKind};
 use crate::failure::failure;
 
 pub use pb::{ExecEnd, FileEntry, FileHead, FileKind, FileSkipped, FilesEnd, NodeUsage, TaskUsage};
@@ -30,6 +32,9 @@ const INPUT_BYTES_MAX: usize = 32 << 10;
 pub const DATA_BYTES_MAX: usize = 64 << 10;
 /// Between two attempts to find the leader.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The reason of a refusal that is none: the connection was lost, or could not be made.
+pub const CONNECTION_LOST: &str = "CONNECTION_LOST";
 
 /// A terminal's size in characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,28 +77,34 @@ pub enum ExecEvent {
     End(ExecEnd),
 }
 
-/// The way to a program or a task that was joined. Dropping every clone leaves it.
+/// Bytes of input that may be on their way to a program that does not take them: beyond that nothing could be said.
+const INPUT_AHEAD_MAX: u64 = 256 << 10;
+
+/// The way to a program. Dropping every clone ends its input, and what else there was to say.
 #[derive(Clone, Debug)]
-pub struct Hand<T> {
-    said: mpsc::Sender<T>,
+pub struct ExecHand {
+    said: mpsc::Sender<pb::ExecRequest>,
+    /// Bytes of input that were sent.
+    sent: Arc<AtomicU64>,
+    /// And that the program has taken.
+    taken: watch::Receiver<u64>,
 }
 
-impl<T> Hand<T> {
+impl ExecHand {
     /// Waits for room; `false` if nobody listens any more.
-    async fn say(&self, said: T) -> bool {
-        self.said.send(said).await.is_ok()
-    }
-}
-
-impl Hand<pb::ExecRequest> {
     async fn tell(&self, message: pb::exec_request::Message) -> bool {
-        self.say(pb::ExecRequest { message: Some(message) }).await
+        self.said.send(pb::ExecRequest { message: Some(message) }).await.is_ok()
     }
 
     /// For its standard input, or typed on its terminal. Waits while the program takes no more; `false` if it is over.
     pub async fn input(&self, mut bytes: Bytes) -> bool {
+        let mut taken = self.taken.clone();
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(INPUT_BYTES_MAX));
+            let sent = self.sent.fetch_add(piece.len() as u64, Ordering::Relaxed) + piece.len() as u64;
+            if taken.wait_for(|taken| sent <= taken + INPUT_AHEAD_MAX).await.is_err() {
+                return false;
+            }
             if !self.tell(pb::exec_request::Message::Input(piece)).await {
                 return false;
             }
@@ -117,13 +128,22 @@ impl Hand<pb::ExecRequest> {
     }
 }
 
-impl Hand<pb::AttachRequest> {
-    /// Typed on the task's terminal.
+/// The way to a task that was joined. Dropping every clone says no more.
+#[derive(Clone, Debug)]
+pub struct AttachHand {
+    said: mpsc::Sender<pb::AttachRequest>,
+}
+
+impl AttachHand {
+    async fn tell(&self, message: pb::attach_request::Message) -> bool {
+        self.said.send(pb::AttachRequest { message: Some(message) }).await.is_ok()
+    }
+
+    /// Typed on the task's terminal. Waits while the task takes no more; `false` if it is over.
     pub async fn input(&self, mut bytes: Bytes) -> bool {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(INPUT_BYTES_MAX));
-            let message = Some(pb::attach_request::Message::Input(piece));
-            if !self.say(pb::AttachRequest { message }).await {
+            if !self.tell(pb::attach_request::Message::Input(piece)).await {
                 return false;
             }
         }
@@ -132,20 +152,15 @@ impl Hand<pb::AttachRequest> {
 
     /// The terminal has another size.
     pub async fn resize(&self, size: WindowSize) -> bool {
-        let message = Some(pb::attach_request::Message::Resize(size.told()));
-        self.say(pb::AttachRequest { message }).await
+        self.tell(pb::attach_request::Message::Resize(size.told())).await
     }
 }
-
-/// The way to a program.
-pub type ExecHand = Hand<pb::ExecRequest>;
-/// The way to a task that was joined.
-pub type AttachHand = Hand<pb::AttachRequest>;
 
 /// What a program says.
 #[derive(Debug)]
 pub struct ExecOutput {
     stream: Streaming<pb::ExecResponse>,
+    taken: watch::Sender<u64>,
 }
 
 impl ExecOutput {
@@ -164,6 +179,10 @@ impl ExecOutput {
                 Some(Message::Stdout(bytes)) => ExecEvent::Stdout(bytes),
                 Some(Message::Stderr(bytes)) => ExecEvent::Stderr(bytes),
                 Some(Message::End(end)) => ExecEvent::End(end),
+                Some(Message::InputTaken(bytes)) => {
+                    self.taken.send_replace(bytes);
+                    continue;
+                }
                 // Of a later version.
                 None => continue,
             }));
@@ -362,7 +381,9 @@ impl AdminClient {
         let (said, stream) = self
             .converse("run a program", first, async |mut client, requests| client.exec(requests).await)
             .await?;
-        Ok((Hand { said }, ExecOutput { stream }))
+        let (taken, told) = watch::channel(0);
+        let hand = ExecHand { said, sent: Arc::default(), taken: told };
+        Ok((hand, ExecOutput { stream, taken }))
     }
 
     /// Joins a running task; with `terminal` its terminal, if it has one, gets that size.
@@ -384,7 +405,7 @@ impl AdminClient {
         let (said, stream) = self
             .converse("join a task", first, async |mut client, requests| client.attach(requests).await)
             .await?;
-        Ok((Hand { said }, AttachOutput { stream }))
+        Ok((AttachHand { said }, AttachOutput { stream }))
     }
 
     /// Files of a task's sandbox; `token` is the `next` of the page before, empty for the first.
@@ -510,8 +531,10 @@ impl AdminClient {
     }
 }
 
+/// What was begun has no known end.
 fn unavailable(what: &'static str, why: String) -> Error {
-    Error::Unavailable { what, waited: Duration::ZERO, masters: vec![("leader".into(), why)] }
+    let refused = Refused { kind: RefusedKind::Precondition, reason: CONNECTION_LOST.into(), message: why };
+    Error::Refused { what, refused }
 }
 
 /// What a status means for whoever does not repeat.

@@ -6,8 +6,9 @@ use proffer_wire::agent::v1 as pb;
 use tokio::sync::mpsc;
 
 /// Chunks (of at most 64 KiB) that may be between an agent and a reader.
-pub(crate) const CHUNKS_QUEUED: usize = 8;
-/// What an operator has said (at most 256 KiB each) that may be on its way to the agent.
+pub(crate) const CHUNKS_QUEUED: usize = 4;
+/// What an operator has said (at most 256 KiB each, and 64 KiB where there is much of it) that may be on its way to the
+/// agent.
 pub(crate) const REQUESTS_QUEUED: usize = 4;
 /// How long an agent has to dial (milliseconds).
 pub(crate) const TICKET_MS: u64 = 10_000;

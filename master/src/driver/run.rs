@@ -445,7 +445,9 @@ impl Driver {
                 let what = "the task's agent, which was removed: what it kept is".into();
                 return Err(Refused::NotFound { what });
             }
-            Some(agent) if !agent.is_reachable() => return Err(Refused::AgentUnreachable { agent: agent.id }),
+            Some(agent) if !agent.is_reachable() => {
+                return Err(Refused::AgentUnreachable { agent: agent.id });
+            }
             Some(_) => {}
         }
         // It may be on its way to this leader.
@@ -593,8 +595,7 @@ fn find_target(registry: &Registry, order: &DataOrder) -> Result<(LaunchId, Agen
     let live = registry.task_by_name(framework, name);
     // Of several finished tasks of one name the last one is meant.
     let finished = || registry.history_of_framework(framework).filter(|t| t.task_id == *name).last();
-    let task =
-        live.or_else(finished).ok_or_else(|| Refused::NotFound { what: format!("task `{name}`") })?;
+    let task = live.or_else(finished).ok_or_else(|| Refused::NotFound { what: format!("task `{name}`") })?;
     let needs_it_running = matches!(order.action, DataAction::Exec | DataAction::Attach);
     let state = task.status.state;
     if needs_it_running && (state.is_terminal() || matches!(state, TaskState::Staging | TaskState::Starting))

@@ -14,8 +14,8 @@ use proffer_wire::agent::v1::data_chunk::Answer;
 use proffer_wire::agent::v1::data_request::Ask;
 use proffer_wire::malformed::Malformed;
 use proffer_wire::rows::{
-    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary,
-    TaskFilter, TaskRow, ViewStamp,
+    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions,
+    StatusSummary, TaskFilter, TaskRow, ViewStamp,
 };
 use proffer_wire::{from_proto, status, to_proto};
 use prost::Message;
@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::pack::Outlet;
-use super::relay::{self, Answers};
+use super::relay::{self, Answers, Relay};
 use super::scheduler::settle;
 use super::{connection, watch};
 use crate::driver::{DataOrder, Handle, Target, View};
@@ -38,11 +38,13 @@ const ROW_HEAD_BYTES: usize = 8;
 #[derive(Clone)]
 pub(crate) struct Admin {
     handle: Handle,
+    relay: Relay,
 }
 
 impl Admin {
     pub(crate) fn new(handle: Handle) -> Self {
-        Self { handle }
+        let relay = Relay::new(handle.clone());
+        Self { handle, relay }
     }
 
     async fn view(&self, read: ReadOptions) -> Result<View, Status> {
@@ -275,8 +277,8 @@ impl AdminService for Admin {
         let first = to_proto::data_request(LaunchId(0), range);
         let target = Target::Task { framework, task };
         let order = DataOrder { target, action: DataAction::ReadLogs, first };
-        let link = relay::open_with(&self.handle, caller, order).await?;
-        Ok(Response::new(relay::show(link.chunks, Some(link.requests), relay::logs_response)))
+        let link = self.relay.open_with(caller, order).await?;
+        Ok(Response::new(relay::show(link, relay::logs_response)))
     }
 
     async fn watch_events(
@@ -305,13 +307,10 @@ impl AdminService for Admin {
         };
         let target = relay::task(start.framework_id, &start.task_id)?;
         parsed(from_proto::exec_start(start))?;
-        let link =
-            relay::open(&self.handle, caller, target, DataAction::Exec, Ask::Exec(first)).await?;
-        let end = pb::ExecRequest {
-            message: Some(pb::exec_request::Message::InputEnd(pb::InputEnd {})),
-        };
-        relay::pass_on(inbound, link.requests, Ask::Exec, Some(Ask::Exec(end)));
-        Ok(Response::new(relay::show(link.chunks, None, relay::exec_response)))
+        let link = self.relay.open(caller, target, DataAction::Exec, Ask::Exec(first)).await?;
+        let end = pb::ExecRequest { message: Some(pb::exec_request::Message::InputEnd(pb::InputEnd {})) };
+        relay::pass_on(inbound, &link, Ask::Exec, Some(Ask::Exec(end)));
+        Ok(Response::new(relay::show(link, relay::exec_response)))
     }
 
     async fn attach(
@@ -325,10 +324,9 @@ impl AdminService for Admin {
             return Err(relay::out_of_place("an attach begins with `start`"));
         };
         let target = relay::task(start.framework_id, &start.task_id)?;
-        let link =
-            relay::open(&self.handle, caller, target, DataAction::Attach, Ask::Attach(first)).await?;
-        relay::pass_on(inbound, link.requests, Ask::Attach, None);
-        Ok(Response::new(relay::show(link.chunks, None, relay::attach_response)))
+        let link = self.relay.open(caller, target, DataAction::Attach, Ask::Attach(first)).await?;
+        relay::pass_on(inbound, &link, Ask::Attach, None);
+        Ok(Response::new(relay::show(link, relay::attach_response)))
     }
 
     async fn list_files(
@@ -340,9 +338,9 @@ impl AdminService for Admin {
         let target = relay::task(request.framework_id, &request.task_id)?;
         parsed(from_proto::sandbox_path(&request.path, "path"))?;
         let ask = Ask::ListFiles(request);
-        let link = relay::open(&self.handle, caller, target, DataAction::ReadFiles, ask).await?;
+        let link = self.relay.open(caller, target, DataAction::ReadFiles, ask).await?;
         let pick = |answer| if let Answer::ListFiles(list) = answer { Some(list) } else { None };
-        Ok(Response::new(relay::answer(link.chunks, pick).await?))
+        Ok(Response::new(relay::answer(link, pick).await?))
     }
 
     async fn read_files(
@@ -354,8 +352,8 @@ impl AdminService for Admin {
         let target = relay::task(request.framework_id, &request.task_id)?;
         parsed(from_proto::sandbox_path(&request.path, "path"))?;
         let ask = Ask::ReadFiles(request);
-        let link = relay::open(&self.handle, caller, target, DataAction::ReadFiles, ask).await?;
-        Ok(Response::new(relay::show(link.chunks, Some(link.requests), relay::files_response)))
+        let link = self.relay.open(caller, target, DataAction::ReadFiles, ask).await?;
+        Ok(Response::new(relay::show(link, relay::files_response)))
     }
 
     async fn write_files(
@@ -372,10 +370,10 @@ impl AdminService for Admin {
         parsed(from_proto::sandbox_path(&start.path, "start.path"))?;
         parsed(from_proto::file_name(&start.name, "start.name"))?;
         let ask = Ask::WriteFiles(first);
-        let link = relay::open(&self.handle, caller, target, DataAction::WriteFiles, ask).await?;
-        relay::pass_on(inbound, link.requests, Ask::WriteFiles, None);
+        let link = self.relay.open(caller, target, DataAction::WriteFiles, ask).await?;
+        relay::pass_on(inbound, &link, Ask::WriteFiles, None);
         let pick = |answer| if let Answer::WriteFiles(done) = answer { Some(done) } else { None };
-        Ok(Response::new(relay::answer(link.chunks, pick).await?))
+        Ok(Response::new(relay::answer(link, pick).await?))
     }
 
     async fn watch_usage(
@@ -387,8 +385,8 @@ impl AdminService for Admin {
         let target = relay::agent(request.agent_id)?;
         parsed(from_proto::usage_interval(request.interval_ms))?;
         let ask = Ask::WatchUsage(request);
-        let link = relay::open(&self.handle, caller, target, DataAction::WatchUsage, ask).await?;
-        Ok(Response::new(relay::show(link.chunks, Some(link.requests), relay::usage_response)))
+        let link = self.relay.open(caller, target, DataAction::WatchUsage, ask).await?;
+        Ok(Response::new(relay::show(link, relay::usage_response)))
     }
 }
 
@@ -510,7 +508,8 @@ fn executor_row(view: &View, executor: &Task) -> ExecutorRow {
         argv: executor.spec.argv.clone(),
         user: executor.spec.user.clone(),
         hostname: hostname(view, executor.agent),
-        live_tasks: view.registry.tasks_on_agent(executor.agent).filter(|task| task.kind == own).count() as u64,
+        live_tasks: view.registry.tasks_on_agent(executor.agent).filter(|task| task.kind == own).count()
+            as u64,
     }
 }
 

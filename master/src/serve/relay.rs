@@ -1,6 +1,7 @@
 //! What operators and agents say to each other through this master. Nothing is kept but a few pieces on their way: a
 //! side that is slow slows the other, and nobody else.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proffer_types::event::DataAction;
@@ -10,7 +11,7 @@ use proffer_wire::agent::v1 as agent_pb;
 use proffer_wire::agent::v1::data_chunk::Answer;
 use proffer_wire::agent::v1::data_request::Ask;
 use proffer_wire::{from_proto, status};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -19,8 +20,11 @@ use crate::driver::{DataLink, DataOrder, Handle, PendingData, Target};
 
 /// How long a caller may take to say what it wants.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// When to come again to an agent that serves as many as it may (milliseconds).
+/// When to come again to an agent, or a master, that serves as many as it may (milliseconds).
 const RETRY_MS: u64 = 1_000;
+/// Connections between operators and agents that this master carries at once: with some 600 KiB in the queues of each,
+/// if nobody reads, 300 MiB.
+const LINKS_MAX: usize = 512;
 
 /// A stream to an operator.
 pub(super) type Answers<T> = ReceiverStream<Result<T, Status>>;
@@ -49,34 +53,58 @@ pub(super) fn agent(id: u64) -> Result<Target, Status> {
     Ok(Target::Agent(AgentId(id)))
 }
 
-/// Asks an agent; `ask` is what it is told first.
-pub(super) async fn open(
-    handle: &Handle,
-    caller: Caller,
-    target: Target,
-    action: DataAction,
-    ask: Ask,
-) -> Result<DataLink, Status> {
-    let first = agent_pb::DataRequest { ask: Some(ask), ..agent_pb::DataRequest::default() };
-    open_with(handle, caller, DataOrder { target, action, first }).await
+/// Opens connections between operators and agents, and counts them.
+#[derive(Clone)]
+pub(super) struct Relay {
+    handle: Handle,
+    places: Arc<Semaphore>,
 }
 
-/// The same, told in full.
-pub(super) async fn open_with(
-    handle: &Handle,
-    caller: Caller,
-    order: DataOrder,
-) -> Result<DataLink, Status> {
-    handle.open_data(caller, order).await.map_err(|refused| status::refused(&refused))
+/// A connection that is counted.
+pub(super) struct Link {
+    pub(super) chunks: mpsc::Receiver<agent_pb::DataChunk>,
+    pub(super) requests: mpsc::Sender<agent_pb::DataRequest>,
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+impl Relay {
+    pub(super) fn new(handle: Handle) -> Self {
+        Self { handle, places: Arc::new(Semaphore::new(LINKS_MAX)) }
+    }
+
+    /// Asks an agent; `ask` is what it is told first.
+    pub(super) async fn open(
+        &self,
+        caller: Caller,
+        target: Target,
+        action: DataAction,
+        ask: Ask,
+    ) -> Result<Link, Status> {
+        let first = agent_pb::DataRequest { ask: Some(ask), ..agent_pb::DataRequest::default() };
+        self.open_with(caller, DataOrder { target, action, first }).await
+    }
+
+    /// The same, told in full.
+    pub(super) async fn open_with(&self, caller: Caller, order: DataOrder) -> Result<Link, Status> {
+        let full = |_| {
+            let text = format!("this master carries {LINKS_MAX} connections to agents already");
+            status::busy("BUSY", text, RETRY_MS)
+        };
+        let place = self.places.clone().try_acquire_owned().map_err(full)?;
+        let opened = self.handle.open_data(caller, order).await;
+        let DataLink { chunks, requests } = opened.map_err(|refused| status::refused(&refused))?;
+        Ok(Link { chunks, requests, place })
+    }
 }
 
 /// Passes on what an operator goes on to say; `end` is said at the end of its half, if that means something.
 pub(super) fn pass_on<T: Send + 'static>(
     mut inbound: Streaming<T>,
-    requests: mpsc::Sender<agent_pb::DataRequest>,
+    link: &Link,
     ask: fn(T) -> Ask,
     end: Option<Ask>,
 ) {
+    let requests = link.requests.clone();
     let said = |ask| agent_pb::DataRequest { ask: Some(ask), ..agent_pb::DataRequest::default() };
     tokio::spawn(async move {
         loop {
@@ -103,15 +131,12 @@ pub(super) fn pass_on<T: Send + 'static>(
     });
 }
 
-/// Shows an operator what an agent brings. `keep` holds on to what must live as long.
-pub(super) fn show<T: Send + 'static>(
-    mut chunks: mpsc::Receiver<agent_pb::DataChunk>,
-    keep: Option<mpsc::Sender<agent_pb::DataRequest>>,
-    pick: fn(agent_pb::DataChunk) -> Option<T>,
-) -> Answers<T> {
+/// Shows an operator what an agent brings.
+pub(super) fn show<T: Send + 'static>(link: Link, pick: fn(agent_pb::DataChunk) -> Option<T>) -> Answers<T> {
     let (responses, stream) = mpsc::channel(1);
+    let Link { mut chunks, requests, place } = link;
     tokio::spawn(async move {
-        let _keep = keep;
+        let _both = (requests, place);
         loop {
             let chunk = tokio::select! {
                 chunk = chunks.recv() => chunk,
@@ -136,11 +161,8 @@ pub(super) fn show<T: Send + 'static>(
 }
 
 /// The one answer that an agent brings.
-pub(super) async fn answer<T>(
-    mut chunks: mpsc::Receiver<agent_pb::DataChunk>,
-    pick: fn(Answer) -> Option<T>,
-) -> Result<T, Status> {
-    let chunk = chunks.recv().await.ok_or_else(agent_lost).and_then(faultless)?;
+pub(super) async fn answer<T>(mut link: Link, pick: fn(Answer) -> Option<T>) -> Result<T, Status> {
+    let chunk = link.chunks.recv().await.ok_or_else(agent_lost).and_then(faultless)?;
     chunk.answer.and_then(pick).ok_or_else(|| Status::internal("the agent answered something else"))
 }
 
@@ -225,6 +247,9 @@ pub(super) fn usage_response(chunk: agent_pb::DataChunk) -> Option<pb::WatchUsag
 
 /// Output.
 pub(super) fn logs_response(chunk: agent_pb::DataChunk) -> Option<pb::ReadLogsResponse> {
-    (!chunk.data.is_empty() || chunk.lost > 0)
-        .then_some(pb::ReadLogsResponse { offset: chunk.offset, data: chunk.data, lost: chunk.lost })
+    (!chunk.data.is_empty() || chunk.lost > 0).then_some(pb::ReadLogsResponse {
+        offset: chunk.offset,
+        data: chunk.data,
+        lost: chunk.lost,
+    })
 }

@@ -140,7 +140,10 @@ fn find<'a>(root: &'a Command, done: &[String], word: &str, masters: &[String]) 
         }
     }
     let (mut before, mut word, mut arg) = (String::new(), word.to_owned(), wants);
-    if wants.is_none() && !literal && let Some((name, value)) = word.clone().split_once('=') {
+    if wants.is_none()
+        && !literal
+        && let Some((name, value)) = word.clone().split_once('=')
+    {
         if let Some(flag) = flag(command, name).filter(|flag| takes_value(flag)) {
             (before, word, arg) = (format!("{name}="), value.to_owned(), Some(flag));
         }
@@ -250,7 +253,9 @@ async fn tasks(cluster: &Cluster, place: &Place<'_>) -> Vec<(String, String)> {
             (value, row.status.state.name().to_owned())
         })
         // What a shell would take apart, or a terminal act upon, is for the user to type.
-        .filter(|(value, _)| value.chars().all(|c| c.is_ascii_graphic() && !"'\"\\$`&|;<>(){}*?!#~".contains(c)))
+        .filter(|(value, _)| {
+            value.chars().all(|c| c.is_ascii_graphic() && !"'\"\\$`&|;<>(){}*?!#~".contains(c))
+        })
         .collect()
 }
 
@@ -290,7 +295,9 @@ mod tests {
     #[test]
     fn verbs_and_flags_are_the_program_s_own() {
         assert_eq!(complete("ta"), ["task"]);
-        assert!(complete("").contains(&"events".to_owned()) && !complete("").iter().any(|v| v.starts_with('_')));
+        assert!(
+            complete("").contains(&"events".to_owned()) && !complete("").iter().any(|v| v.starts_with('_'))
+        );
         assert_eq!(complete("task e"), ["exec"]);
         assert_eq!(complete("task logs --fol"), ["--follow"]);
         assert_eq!(complete("task logs --stream st"), ["stderr", "stdout"]);

@@ -6,8 +6,8 @@ use proffer_client::rows::TaskFilter;
 use proffer_client::{LogReader, LogRequest, LogStream};
 use proffer_types::{FrameworkId, TaskId};
 
-use super::{Cluster, hands};
 use super::run::output::{Printer, Sink};
+use super::{Cluster, hands};
 use crate::args::{Stream, TaskVerb};
 use crate::fail::Failure;
 use crate::ids;

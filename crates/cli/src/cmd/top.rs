@@ -234,8 +234,12 @@ fn draw(
     let mut page = String::new();
     if live {
         let (count, cell) = (screen.tasks.len(), cluster.cell().0);
-        writeln!(page, "proffer top  cluster {cell:04x}  {} agents, {count} tasks running  (Ctrl-C ends)\n", agents.len())
-            .expect("a String takes it");
+        writeln!(
+            page,
+            "proffer top  cluster {cell:04x}  {} agents, {count} tasks running  (Ctrl-C ends)\n",
+            agents.len()
+        )
+        .expect("a String takes it");
     }
     page.push_str(&nodes_text(&screen, out));
     page.push('\n');
@@ -343,7 +347,10 @@ mod tests {
         let mut agents = BTreeMap::from([(AgentId(1), agent)]);
         let told = |launch_id, cpu_usec| Told {
             agent: AgentId(1),
-            measured: Ok((vec![TaskUsage { launch_id, cpu_usec, ..TaskUsage::default() }], NodeUsage::default())),
+            measured: Ok((
+                vec![TaskUsage { launch_id, cpu_usec, ..TaskUsage::default() }],
+                NodeUsage::default(),
+            )),
         };
         take(&mut agents, told(7, 10));
         take(&mut agents, told(7, 30));

@@ -35,7 +35,8 @@ pub fn exec_start(start: &pb::ExecStart) -> Result<ExecCommand, Malformed> {
         let bytes: usize = start.argv.iter().map(|argument| argument.len() + 1).sum::<usize>()
             + start.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum::<usize>();
         if bytes > ARGV_BYTES_MAX {
-            let limit = format_args!("arguments and environment have {bytes} bytes, the limit is {ARGV_BYTES_MAX}");
+            let limit =
+                format_args!("arguments and environment have {bytes} bytes, the limit is {ARGV_BYTES_MAX}");
             return problems.invalid(at.field("argv"), limit);
         }
         if start.working_directory.contains('\0') {
@@ -126,8 +127,10 @@ pub fn event_row(event: pb::Event) -> EventRow {
 pub fn usage_interval(interval_ms: u64) -> Result<Option<u64>, Malformed> {
     parse(|problems| match interval_ms {
         0 => Some(None),
-        ms if ms < USAGE_INTERVAL_MIN_MS => problems
-            .invalid(ROOT.field("interval_ms"), format_args!("must be 0 or at least {USAGE_INTERVAL_MIN_MS}")),
+        ms if ms < USAGE_INTERVAL_MIN_MS => problems.invalid(
+            ROOT.field("interval_ms"),
+            format_args!("must be 0 or at least {USAGE_INTERVAL_MIN_MS}"),
+        ),
         ms => Some(Some(ms)),
     })
 }

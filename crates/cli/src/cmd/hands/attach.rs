@@ -3,6 +3,7 @@
 use proffer_client::hands::{AttachEvent, AttachHand, AttachOutput};
 
 use super::exec::print;
+use super::once_running;
 use super::terminal::{self, Heard, Leaving, Raw, Signals};
 use crate::cmd::Cluster;
 use crate::cmd::run::exit;
@@ -24,7 +25,8 @@ pub(crate) async fn attach(cluster: &Cluster, given: &str, no_stdin: bool, out: 
     let keyboard = !no_stdin && terminal::has_keyboard();
     let mut signals = Signals::new()?;
     let size = (!no_stdin).then(terminal::size);
-    let (hand, mut output) = cluster.admin.attach(framework, &task, size).await?;
+    let attach = async || cluster.admin.attach(framework, &task, size).await;
+    let (hand, mut output) = once_running(cluster, framework, &task, attach).await?;
     let has_terminal = match output.next().await? {
         Some(AttachEvent::Attached { terminal }) => terminal,
         Some(AttachEvent::End) => return code(cluster, framework, &task).await,

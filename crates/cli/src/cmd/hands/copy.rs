@@ -54,13 +54,7 @@ pub(crate) async fn copy(cluster: &Cluster, from: Place, to: Place, out: &Out) -
     }
 }
 
-async fn download(
-    cluster: &Cluster,
-    given: &str,
-    path: &str,
-    to: &Path,
-    out: &Out,
-) -> Result<u8, Failure> {
+async fn download(cluster: &Cluster, given: &str, path: &str, to: &Path, out: &Out) -> Result<u8, Failure> {
     let (framework, task) = ids::task(cluster, given).await?;
     let to_stdout = to == Path::new("-");
     let target = match base_name(path.as_bytes()) {
@@ -76,7 +70,10 @@ async fn download(
         progress.see(&piece);
         match piece {
             FilePiece::Head(_) if to_stdout && std::mem::replace(&mut stdout_begun, true) => {
-                return Err(Failure::new(Code::Usage, format!("`{path}` is a directory: it goes not to stdout")));
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!("`{path}` is a directory: it goes not to stdout"),
+                ));
             }
             FilePiece::Head(_) if to_stdout => {}
             FilePiece::Data(data) if to_stdout => print(data, false).await?,
@@ -101,13 +98,13 @@ async fn upload(cluster: &Cluster, from: &Path, given: &str, path: &str, out: &O
     })?;
     // `.` and `/` have no name of their own.
     let named = base_name(from.as_os_str().as_bytes());
-    let name = if named.is_empty() || named == b".." { base_name(full.as_os_str().as_bytes()) } else { named };
+    let name =
+        if named.is_empty() || named == b".." { base_name(full.as_os_str().as_bytes()) } else { named };
     let name = if name.is_empty() { b"root" } else { name };
     let writer = cluster.admin.write_files(framework, &task, path.as_bytes(), name).await?;
     let (give, mut pieces) = mpsc::channel(PIECES_WAITING);
-    let walking = tokio::task::spawn_blocking(move || {
-        walk(&full, &mut |piece| give.blocking_send(piece).is_ok())
-    });
+    let walking =
+        tokio::task::spawn_blocking(move || walk(&full, &mut |piece| give.blocking_send(piece).is_ok()));
     let mut progress = Progress::new(out);
     let mut sum = FilesEnd::default();
     while let Some(piece) = pieces.recv().await {

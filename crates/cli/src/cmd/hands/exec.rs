@@ -8,6 +8,7 @@ use proffer_client::hands::{Command, ExecEnd, ExecEvent, ExecHand, ExecOutput};
 use proffer_types::{FrameworkId, TaskId, TaskState};
 use tokio::time::{Instant, sleep};
 
+use super::once_running;
 use super::terminal::{self, Heard, Raw, Signals};
 use crate::args::ExecArgs;
 use crate::cmd::Cluster;
@@ -29,7 +30,9 @@ pub(crate) async fn exec(cluster: &Cluster, args: ExecArgs) -> Result<u8, Failur
     let name = format!("{}/{task}", framework.text(cluster.cell()));
     let keyboard = args.interactive && terminal::has_keyboard();
     let mut env: std::collections::BTreeMap<String, String> = args.env.into_iter().collect();
-    if args.tty && let Ok(term) = std::env::var("TERM") {
+    if args.tty
+        && let Ok(term) = std::env::var("TERM")
+    {
         env.entry("TERM".into()).or_insert(term);
     }
     let command = Command {
@@ -40,13 +43,15 @@ pub(crate) async fn exec(cluster: &Cluster, args: ExecArgs) -> Result<u8, Failur
     };
     // Before anything runs, so that no Ctrl-C goes past us.
     let mut signals = Signals::new()?;
-    let (hand, mut output) = tokio::select! {
-        begun = cluster.admin.exec(framework, &task, command) => begun?,
+    let (hand, output) = tokio::select! {
+        begun = once_running(cluster, framework, &task, async || {
+            cluster.admin.exec(framework, &task, command.clone()).await
+        }) => begun?,
         heard = interrupted(&mut signals) => return Ok(heard),
     };
     let raw = if keyboard && args.tty { Some(Raw::enter()?) } else { None };
     let feeding = tokio::spawn(feed(hand.clone(), args.interactive));
-    let end = talk(&hand, &mut output, &mut signals, args.tty).await;
+    let end = talk(&hand, output, &mut signals, args.tty).await;
     feeding.abort();
     drop(raw);
     match end? {
@@ -77,26 +82,22 @@ async fn feed(hand: ExecHand, interactive: bool) {
     hand.end_input().await;
 }
 
-/// Shows what the program says, passes signals on, until it ends; `None` if the user insists on leaving.
+/// Passes signals on while the program runs; `None` if the user insists on leaving.
 async fn talk(
     hand: &ExecHand,
-    output: &mut ExecOutput,
+    output: ExecOutput,
     signals: &mut Signals,
     tty: bool,
 ) -> Result<Option<ExecEnd>, Failure> {
     let mut interrupts = 0;
+    // A worker of its own: our own output may be a pipe that nobody reads.
+    let mut showing = tokio::spawn(show(output));
     loop {
         tokio::select! {
-            event = output.next() => match event? {
-                Some(ExecEvent::Started) => {}
-                Some(ExecEvent::Stdout(bytes)) => print(bytes, false).await?,
-                Some(ExecEvent::Stderr(bytes)) => print(bytes, true).await?,
-                Some(ExecEvent::End(end)) => return Ok(Some(end)),
-                None => {
-                    let what = "the connection ended before the program did";
-                    return Err(Failure::new(Code::Unavailable, what));
-                }
-            },
+            shown = &mut showing => {
+                let died = |died| Failure::new(Code::Failed, format!("show output: {died}"));
+                return shown.map_err(died)?.map(Some);
+            }
             heard = signals.next() => match heard {
                 Heard::Window if tty => drop(hand.resize(terminal::size()).await),
                 Heard::Window => {}
@@ -110,6 +111,19 @@ async fn talk(
             },
         }
     }
+}
+
+/// Shows what the program says, to its end.
+async fn show(mut output: ExecOutput) -> Result<ExecEnd, Failure> {
+    while let Some(event) = output.next().await? {
+        match event {
+            ExecEvent::Started => {}
+            ExecEvent::Stdout(bytes) => print(bytes, false).await?,
+            ExecEvent::Stderr(bytes) => print(bytes, true).await?,
+            ExecEvent::End(end) => return Ok(end),
+        }
+    }
+    Err(Failure::new(Code::Unavailable, "the connection ended before the program did"))
 }
 
 /// Writes to our own output, off the thread that listens.

@@ -33,8 +33,7 @@ pub(super) struct Raw {
 
 impl Raw {
     pub(super) fn enter() -> Result<Self, Failure> {
-        let failed =
-            |error| Failure::new(Code::Failed, format!("cannot set up the terminal: {error}"));
+        let failed = |error| Failure::new(Code::Failed, format!("cannot set up the terminal: {error}"));
         let before = tcgetattr(std::io::stdin()).map_err(failed)?;
         let mut raw = before.clone();
         raw.make_raw();
