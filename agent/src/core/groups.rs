@@ -1,5 +1,7 @@
 //! Tasks that start together or not at all.
 
+use std::collections::BTreeSet;
+
 use proffer_containerizer::InstanceId;
 use proffer_types::event::Group;
 use proffer_types::{FrameworkId, LaunchId, Reason, Source, Status, TaskState};
@@ -37,6 +39,20 @@ impl Core {
             self.effects.push(Effect::Checkpoint(Record::Assigned { launch, instance }));
         }
         self.effects.push(Effect::LaunchGroup { orders, instance });
+    }
+
+    /// An executor is handed a group when that is written down of all its members. If it is of some only, a crash came
+    /// between, and none was handed over.
+    pub(super) fn take_back_halves(&mut self) {
+        let staged =
+            self.held.values().filter(|task| task.phase == Phase::Staged && task.executor().is_some());
+        let groups: BTreeSet<LaunchId> = staged.filter_map(|task| Some(task.group()?.first)).collect();
+        for task in self.held.values_mut() {
+            let half = task.group().is_some_and(|group| groups.contains(&group.first));
+            if half && task.phase == Phase::Launching {
+                task.phase = Phase::Staged;
+            }
+        }
     }
 
     fn end_group_unstarted(&mut self, members: &[LaunchId]) {

@@ -256,6 +256,7 @@ impl Core {
         if !rebooted && known.is_some() {
             records.into_iter().for_each(|record| core.restore(record));
         }
+        core.take_back_halves();
         // What was never handed over has nobody to ask about.
         core.staged = core.held.iter().filter(|(_, t)| t.phase == Phase::Staged).map(|(l, _)| *l).collect();
         let known = core.held.iter().filter_map(|(launch, task)| task.known(*launch)).collect();

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proffer_containerizer::{Event, InstanceId, KillSent};
-use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport};
-use proffer_types::{LaunchId, RequestId, Status};
+use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, Group, LaunchKind, LaunchOrder};
+use proffer_types::executor::{ExecutorEvent, ExecutorUpdate};
+use proffer_types::{LaunchId, RequestId, Source, Status, TaskState};
 use proptest::prelude::*;
 
 use super::stories::{config, end, epoch, kill, order, welcome};
@@ -15,6 +16,16 @@ use super::*;
 enum Step {
     /// The master commits a launch and sends it.
     Launch,
+    /// The same of a group of two or three, perhaps of an executor's tasks.
+    Group(bool, u8),
+    /// The same of an executor.
+    Executor,
+    /// The same of a task of one of the executors there ever were.
+    Task(u8),
+    /// An executor does something.
+    Executing(u8, u8),
+    /// So many milliseconds go by.
+    Time(u16),
     /// The master orders the end of a launch.
     Kill(u8, u16),
     /// The network delivers an old message once more, under its old leadership.
@@ -35,6 +46,11 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => Just(Step::Launch),
+        2 => (any::<bool>(), any::<u8>()).prop_map(|(of, n)| Step::Group(of, n)),
+        2 => Just(Step::Executor),
+        4 => any::<u8>().prop_map(Step::Task),
+        8 => (any::<u8>(), any::<u8>()).prop_map(|(n, how)| Step::Executing(n, how)),
+        1 => (0..9_000u16).prop_map(Step::Time),
         3 => (any::<u8>(), 0..9_000u16).prop_map(|(n, grace)| Step::Kill(n, grace)),
         4 => any::<u8>().prop_map(Step::Replay),
         4 => (any::<u8>(), any::<bool>()).prop_map(|(n, all)| Step::Confirm(n, all)),
@@ -47,6 +63,24 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Much about a few executors.
+fn executing() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        1 => Just(Step::Executor),
+        10 => any::<u8>().prop_map(Step::Task),
+        2 => any::<u8>().prop_map(|n| Step::Group(true, n)),
+        40 => (any::<u8>(), any::<u8>()).prop_map(|(n, how)| Step::Executing(n, how)),
+        3 => (any::<u8>(), 0..9_000u16).prop_map(|(n, grace)| Step::Kill(n, grace)),
+        4 => (any::<u8>(), any::<bool>()).prop_map(|(n, all)| Step::Confirm(n, all)),
+        1 => any::<u8>().prop_map(Step::Forget),
+        2 => (any::<u8>(), any::<u8>()).prop_map(|(n, how)| Step::Progress(n, how)),
+        1 => any::<bool>().prop_map(Step::Reconnect),
+        3 => (0..8u8).prop_map(Step::Crash),
+        1 => any::<u8>().prop_map(Step::Replay),
+        1 => (0..9_000u16).prop_map(Step::Time),
+    ]
+}
+
 /// What has become of a container.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Container {
@@ -56,6 +90,20 @@ enum Container {
     Ended {
         killed: bool,
     },
+}
+
+/// What an executor knows. It outlives the agent.
+#[derive(Default)]
+struct Executing {
+    stream: Option<u64>,
+    /// The number of the last status of each task that it has.
+    tasks: BTreeMap<LaunchId, u32>,
+    /// Tasks whose end was answered.
+    done: BTreeSet<LaunchId>,
+    /// Said, and not answered.
+    unanswered: Vec<ExecutorUpdate>,
+    /// Told off.
+    over: bool,
 }
 
 #[derive(Default)]
@@ -77,6 +125,18 @@ struct World {
     next_launch: u64,
     crash_after: Option<u8>,
     instances: u64,
+    /// The members of each group, by each of them.
+    groups: BTreeMap<LaunchId, Group>,
+    /// Executors whose containers run.
+    executing: BTreeMap<LaunchId, Executing>,
+    /// All that were ever ordered, in order.
+    executors: Vec<LaunchId>,
+    /// Which executor each task is of.
+    task_of: BTreeMap<LaunchId, LaunchId>,
+    /// Waits for an answer.
+    calling: Option<LaunchId>,
+    streams: u64,
+    now: u64,
 }
 
 impl World {
@@ -89,12 +149,16 @@ impl World {
                 InstanceId(*instances)
             });
             if effects.is_empty() {
+                self.answer();
                 return true;
             }
             for effect in effects {
                 if let Some(left) = &mut self.crash_after {
                     if *left == 0 {
                         self.crash_after = None;
+                        self.calling = None;
+                        self.now = 0;
+                        self.executing.values_mut().for_each(|executing| executing.stream = None);
                         return false;
                     }
                     *left -= 1;
@@ -136,26 +200,49 @@ impl World {
                 core.on_container_event(Event::Recovered);
             }
             Effect::Launch { order, instance } => {
-                let launch = order.launch;
-                let recorded = self.records.iter().rev().find_map(|r| match r {
-                    Record::Assigned { launch: l, instance } if *l == launch => Some(*instance),
-                    _ => None,
-                });
-                assert_eq!(recorded, Some(instance), "launched before it was written down");
-                let allowed = self.allowed.entry(launch).or_insert(1);
-                *allowed -= 1;
-                assert!(
-                    *allowed >= 0,
-                    "{launch:?} delivered again though it was never said not to have started"
-                );
-                assert!(!self.forgotten.contains(&launch), "{launch:?} launched after it was forgotten");
-                self.containers.insert(launch, Container::Delivered);
+                assert_eq!(order.group, None);
+                self.deliver(&order, instance);
             }
-            Effect::Kill { launch, .. } => match self.containers.get(&launch).copied() {
-                Some(Container::Delivered | Container::Running) => {
-                    self.containers.insert(launch, Container::Ended { killed: true });
-                    core.on_container_event(ended(launch, true));
+            Effect::LaunchGroup { orders, instance } => {
+                let group = orders[0].group.expect("of a group");
+                assert!(orders.iter().map(|order| order.launch).eq(group.launches()), "half of {group:?}");
+                orders.iter().for_each(|order| self.deliver(order, instance));
+            }
+            Effect::Hand { executor, orders } => {
+                let group = orders[0].group;
+                assert!(
+                    group.is_none_or(|g| orders.iter().map(|o| o.launch).eq(g.launches())),
+                    "half a group"
+                );
+                for order in orders {
+                    let launch = order.launch;
+                    assert!(
+                        self.records.contains(&Record::Handed(launch)),
+                        "handed before it was written down"
+                    );
+                    let Some(executing) = self.executing.get_mut(&executor) else { continue };
+                    assert!(!executing.done.contains(&launch), "{launch:?} was over");
+                    if executing.stream.is_some() && executing.tasks.insert(launch, 0).is_none() {
+                        *self.begun.entry(launch).or_default() += 1;
+                        assert_eq!(self.begun[&launch], 1, "{launch:?} ran twice");
+                    }
                 }
+            }
+            Effect::ToExecutor { executor, event } => self.tell(executor, event),
+            Effect::Listen(_) | Effect::EndListening(_) | Effect::Resize { .. } => {}
+            Effect::Kill { launch, .. } => match self.containers.get(&launch).copied() {
+                // A group of which one is killed before it has begun never begins.
+                Some(Container::Delivered) => {
+                    let group = self.groups.get(&launch).copied();
+                    let all = group.into_iter().flat_map(Group::launches).chain([launch]);
+                    for launch in all.collect::<BTreeSet<_>>() {
+                        if self.containers.get(&launch) == Some(&Container::Delivered) {
+                            self.containers.insert(launch, Container::Ended { killed: true });
+                            core.on_container_event(ended(launch, true));
+                        }
+                    }
+                }
+                Some(Container::Running) => self.end(core, launch, true),
                 Some(Container::Ended { .. }) | None => {}
             },
             Effect::Forget(launch) => {
@@ -164,18 +251,102 @@ impl World {
             }
             Effect::Send(report) => self.report(report),
             Effect::Reconnect(_) | Effect::OpenData { .. } => {}
-            Effect::LaunchGroup { .. }
-            | Effect::Listen(_)
-            | Effect::EndListening(_)
-            | Effect::Hand { .. }
-            | Effect::ToExecutor { .. }
-            | Effect::Resize { .. } => unreachable!("no groups and no executors here"),
             Effect::Stop(fatal) => panic!("{fatal}"),
+        }
+    }
+
+    /// A container is handed over.
+    fn deliver(&mut self, order: &LaunchOrder, instance: InstanceId) {
+        let launch = order.launch;
+        let recorded = self.records.iter().rev().find_map(|r| match r {
+            Record::Assigned { launch: l, instance } if *l == launch => Some(*instance),
+            _ => None,
+        });
+        assert_eq!(recorded, Some(instance), "launched before it was written down");
+        let allowed = self.allowed.entry(launch).or_insert(1);
+        *allowed -= 1;
+        assert!(*allowed >= 0, "{launch:?} delivered again though it was never said not to have started");
+        assert!(!self.forgotten.contains(&launch), "{launch:?} launched after it was forgotten");
+        self.containers.insert(launch, Container::Delivered);
+    }
+
+    /// A running container ends.
+    fn end(&mut self, core: &mut Core, launch: LaunchId, killed: bool) {
+        self.containers.insert(launch, Container::Ended { killed });
+        self.executing.remove(&launch);
+        core.on_container_event(ended(launch, killed));
+    }
+
+    fn tell(&mut self, executor: LaunchId, event: ExecutorEvent) {
+        let Some(executing) = self.executing.get_mut(&executor).filter(|e| e.stream.is_some()) else {
+            return;
+        };
+        match event {
+            ExecutorEvent::Kill { launch, .. } => executing.say(launch, TaskState::Killed),
+            ExecutorEvent::Error { .. } => (executing.stream, executing.over) = (None, true),
+            ExecutorEvent::Subscribed { .. }
+            | ExecutorEvent::Launch(_)
+            | ExecutorEvent::Message(_)
+            | ExecutorEvent::Shutdown { .. } => {}
+        }
+    }
+
+    /// What an executor has said is written down.
+    fn answer(&mut self) {
+        let Some(executing) = self.calling.take().and_then(|e| self.executing.get_mut(&e)) else { return };
+        for update in executing.unanswered.drain(..).filter(|update| update.state.is_terminal()) {
+            executing.tasks.remove(&update.launch);
+            executing.done.insert(update.launch);
+        }
+    }
+
+    fn execute(&mut self, core: &mut Core, n: u8, how: u8) {
+        let all: Vec<LaunchId> = self.executing.keys().copied().collect();
+        let Some(&executor) = all.get(usize::from(n) % all.len().max(1)) else { return };
+        let Some(executing) = self.executing.get_mut(&executor) else { return };
+        let tasks: Vec<LaunchId> = executing.tasks.keys().copied().collect();
+        let some = tasks.get(usize::from(how / 8) % tasks.len().max(1)).copied();
+        match how % 8 {
+            0 | 1 => {
+                self.streams += 1;
+                executing.stream = Some(self.streams);
+                let taken = core.on_executor_subscribed(executor, self.streams, &tasks);
+                assert!(
+                    taken.is_ok()
+                        || executing.over
+                        || core.launch(executor).is_none_or(|h| {
+                            h.phase != Phase::Running
+                                || h.status.is_some_and(|s| s.state == TaskState::Killing)
+                        })
+                );
+            }
+            2 => {
+                if let Some(stream) = executing.stream.take() {
+                    core.on_executor_lost(executor, stream);
+                }
+            }
+            3 if how > 240 => {
+                let lie = ExecutorUpdate::new(LaunchId(u64::MAX), 1, TaskState::Running);
+                core.on_executor_updates(executor, vec![lie]).expect_err("a lie");
+                executing.over = true;
+            }
+            3 | 4 => some.into_iter().for_each(|launch| executing.say(launch, TaskState::Running)),
+            5 => some.into_iter().for_each(|launch| executing.say(launch, TaskState::Finished)),
+            _ if executing.stream.is_some() => {
+                let taken = core.on_executor_updates(executor, executing.unanswered.clone());
+                self.calling = taken.is_ok().then_some(executor);
+            }
+            _ => {}
         }
     }
 
     fn report(&mut self, report: AgentReport) {
         let AgentReport::Status { launch, status } = report else { return };
+        if let Some(executor) = self.task_of.get(&launch).filter(|_| status.source == Source::Agent) {
+            let runs = self.containers.get(executor) == Some(&Container::Running);
+            let begun = self.begun.contains_key(&launch);
+            assert!(!(runs && begun && status.state.is_terminal()), "{launch:?}: {status:?} while it runs");
+        }
         let written = self
             .records
             .iter()
@@ -223,6 +394,45 @@ impl World {
                 self.next_launch += 1;
                 let order = order(self.next_seq, self.next_launch);
                 self.send(core, AgentOrder::Launch(Box::new(order)));
+            }
+            Step::Group(of_executor, n) => {
+                let size = 2 + u32::from(n % 2);
+                let group = Group { first: LaunchId(self.next_launch + 1), size };
+                let executor = self.executors.get(usize::from(n) % self.executors.len().max(1));
+                let executor = executor.copied().filter(|_| of_executor);
+                let orders = group.launches().map(|launch| {
+                    self.next_seq += 1;
+                    self.groups.insert(launch, group);
+                    let kind = executor.map_or(LaunchKind::Task, LaunchKind::TaskOf);
+                    LaunchOrder { group: Some(group), kind, ..order(self.next_seq, launch.0) }
+                });
+                let orders: Vec<LaunchOrder> = orders.collect();
+                self.next_launch += u64::from(size);
+                self.task_of.extend(executor.into_iter().flat_map(|e| group.launches().map(move |l| (l, e))));
+                self.send(core, AgentOrder::LaunchGroup(orders));
+            }
+            Step::Executor => {
+                self.next_seq += 1;
+                self.next_launch += 1;
+                self.executors.push(LaunchId(self.next_launch));
+                let kind = LaunchKind::Executor(proffer_types::ExecutorId::new("ex").unwrap());
+                let order = LaunchOrder { kind, ..order(self.next_seq, self.next_launch) };
+                self.send(core, AgentOrder::Launch(Box::new(order)));
+            }
+            Step::Task(n) => {
+                let executor = self.executors.get(usize::from(n) % self.executors.len().max(1));
+                let Some(&executor) = executor else { return };
+                self.next_seq += 1;
+                self.next_launch += 1;
+                self.task_of.insert(LaunchId(self.next_launch), executor);
+                let kind = LaunchKind::TaskOf(executor);
+                let order = LaunchOrder { kind, ..order(self.next_seq, self.next_launch) };
+                self.send(core, AgentOrder::Launch(Box::new(order)));
+            }
+            Step::Executing(n, how) => self.execute(core, n, how),
+            Step::Time(ms) => {
+                self.now += u64::from(ms);
+                core.on_time(self.now, 0);
             }
             Step::Kill(n, grace) => {
                 let Some(launch) = self.pick(core, n) else { return };
@@ -272,25 +482,41 @@ impl World {
         let live: Vec<LaunchId> = self.containers.keys().copied().collect();
         let Some(&launch) = live.get(usize::from(n) % live.len().max(1)) else { return };
         match (self.containers[&launch], how % 4) {
-            (Container::Delivered, 0) => {
-                self.containers.remove(&launch);
-                *self.allowed.entry(launch).or_default() += 1;
-                core.on_container_event(Event::NotStarted { launch });
-            }
-            (Container::Delivered, _) => {
-                let begun = self.begun.entry(launch).or_default();
-                *begun += 1;
-                assert_eq!(*begun, 1, "{launch:?} ran twice");
-                self.containers.insert(launch, Container::Running);
-                core.on_container_event(started(launch));
+            (Container::Delivered, how) => {
+                let group = self.groups.get(&launch).copied();
+                let all = group.into_iter().flat_map(Group::launches).chain([launch]);
+                for launch in all.collect::<BTreeSet<_>>() {
+                    assert_eq!(self.containers.get(&launch), Some(&Container::Delivered), "half a group");
+                    if how == 0 {
+                        self.containers.remove(&launch);
+                        *self.allowed.entry(launch).or_default() += 1;
+                        core.on_container_event(Event::NotStarted { launch });
+                        continue;
+                    }
+                    let begun = self.begun.entry(launch).or_default();
+                    *begun += 1;
+                    assert_eq!(*begun, 1, "{launch:?} ran twice");
+                    self.containers.insert(launch, Container::Running);
+                    if self.executors.contains(&launch) {
+                        self.executing.insert(launch, Executing::default());
+                    }
+                    core.on_container_event(started(launch));
+                }
             }
             (Container::Running, 0) => core.on_container_event(started(launch)),
-            (Container::Running, _) => {
-                self.containers.insert(launch, Container::Ended { killed: false });
-                core.on_container_event(ended(launch, false));
-            }
+            (Container::Running, _) => self.end(core, launch, false),
             (Container::Ended { killed }, _) => core.on_container_event(ended(launch, killed)),
         }
+    }
+}
+
+impl Executing {
+    /// A task has another state; what comes after its end is kept to itself.
+    fn say(&mut self, launch: LaunchId, state: TaskState) {
+        let over = self.unanswered.iter().any(|u| u.launch == launch && u.state.is_terminal());
+        let Some(seq) = self.tasks.get_mut(&launch).filter(|_| !over) else { return };
+        *seq += 1;
+        self.unanswered.push(ExecutorUpdate::new(launch, *seq, state));
     }
 }
 
@@ -346,6 +572,10 @@ fn finish(world: &mut World, core: &mut Core) {
             world.send(core, AgentOrder::Confirm { launch, task_seq });
         }
         if core.held().count() == 0 && world.containers.is_empty() {
+            for group in world.groups.values() {
+                let begun = group.launches().filter(|launch| world.begun.contains_key(launch)).count();
+                assert!(begun == 0 || begun == group.size as usize, "half of {group:?}");
+            }
             return;
         }
     }
@@ -353,12 +583,19 @@ fn finish(world: &mut World, core: &mut Core) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// At most one delivery per launch and permission, every status written before it is sent, no number used twice,
     /// nothing after a final status, and all of it comes to an end.
     #[test]
     fn no_history_runs_a_launch_twice_or_contradicts_itself(steps in prop::collection::vec(step(), 1..120)) {
         run(steps);
+    }
+
+    /// The same where most of it is about executors.
+    #[test]
+    fn no_history_of_executors_does_either(steps in prop::collection::vec(executing(), 1..160)) {
+        let begin = [Step::Executor, Step::Progress(0, 1), Step::Executing(0, 0)];
+        run(begin.into_iter().chain(steps).collect());
     }
 }
