@@ -144,8 +144,9 @@ fn set_up(plan: &Plan) -> Result<(), Failed> {
     enter_groups(plan)?;
     // SAFETY: the array was copied with this length.
     close_all_but(unsafe { std::slice::from_raw_parts(plan.keep, plan.keep_count) })?;
-    if !plan.linux || plan.join >= 0 {
-        // Of a container only the payload has one: a session is a group of the scheduler's too, and not for nothing.
+    if plan.join >= 0 {
+        // Of a new container only the payload has a session of its own: each is a group of the scheduler's too, and not
+        // for nothing.
         // SAFETY: no arguments.
         step(Step::Setsid, check_int(unsafe { libc::setsid() }))?;
     }

@@ -131,7 +131,7 @@ impl Assembler {
         if let [(_, decision)] = starts {
             return self.decide(decision);
         }
-        let (low, high) = starts.split_at(starts.len() / 2);
+        let (low, high) = starts.split_at(middle(starts));
         let upper = self.tree(high);
         let lower = self.tree(low);
         self.jump(JUMP_GREATER_OR_EQUAL, high[0].0, upper, lower)
@@ -209,6 +209,15 @@ impl Assembler {
         self.fall_into(next);
         self.push(code, k, 0, 0)
     }
+}
+
+/// Where to split so that about as many numbers lie on either side: each is asked about once, however rare.
+fn middle(starts: &[(u32, Decision)]) -> usize {
+    // Beyond, there are no calls to ask about.
+    let highest = table::highest() + 1;
+    let (first, last) = (starts[0].0.min(highest), starts[starts.len() - 1].0.min(highest));
+    let half = first + (last - first) / 2;
+    starts.partition_point(|(start, _)| *start <= half).clamp(1, starts.len() - 1)
 }
 
 fn low_half(argument: u8) -> u32 {

@@ -528,7 +528,7 @@ fn is_null(path: &Path) -> bool {
 }
 
 /// How many it wants to have met.
-const NEWCOMERS: usize = 8;
+const NEWCOMERS: usize = 5;
 
 /// Looks at whatever else runs here, over and over, as a thief of descriptors would: what it finds before the program
 /// of a newcomer is executed is the supervisor's.
