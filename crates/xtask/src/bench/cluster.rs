@@ -25,6 +25,17 @@ const PORTS: u16 = 20;
 /// The agent listens so far above the first master.
 const AGENT_ABOVE: u16 = 10;
 
+/// Which programs are measured.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Which {
+    /// How the programs are built.
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// Measure the programs of this directory instead of building them.
+    #[arg(long, value_name = "DIR", conflicts_with = "profile")]
+    programs: Option<PathBuf>,
+}
+
 /// Where the programs are.
 #[derive(Clone, Debug)]
 pub(super) struct Programs {
@@ -36,8 +47,25 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Builds them in a profile.
-    pub(super) fn build(profile: &str) -> Result<Self> {
+    /// Builds them, or takes those that are there.
+    pub(super) fn find(which: &Which) -> Result<Self> {
+        let Some(dir) = &which.programs else { return Self::build(&which.profile) };
+        let dir = std::path::absolute(dir).context("resolve the programs' directory")?;
+        let found = |name: &str| {
+            let program = dir.join(name);
+            ensure!(program.is_file(), "there is no {}", program.display());
+            Ok(program)
+        };
+        Ok(Self {
+            master: found("proffer-master")?,
+            agent: found("proffer-agent")?,
+            executor: found("proffer-executor")?,
+            load: found("bench_launch")?,
+            profile: "as given".to_owned(),
+        })
+    }
+
+    fn build(profile: &str) -> Result<Self> {
         let mut flags = vec!["--profile", profile];
         for package in ["proffer-master", "proffer-agent", "proffer-executor", "proffer-client"] {
             flags.extend(["-p", package]);

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, Programs, Shape};
+use super::cluster::{Cluster, Programs, Shape, Which};
 use super::floor::{Floor, Kind};
 use super::load::Load;
 use super::{Medians, commit, go_on, look, number, peers, tell};
@@ -45,9 +45,8 @@ pub(crate) struct Args {
     /// Measure other people's programs too, where they are installed: crun, Slurm.
     #[arg(long)]
     peers: bool,
-    /// How the programs are built.
-    #[arg(long, default_value = "release")]
-    profile: String,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// One cluster and its frameworks, in the order of their number.
@@ -77,7 +76,7 @@ impl Subject {
 pub(super) fn run(args: &Args) -> Result<bool> {
     ensure!(args.rounds > 0 && args.tasks > 0 && args.slots > 0, "tasks, slots and rounds must be above 0");
     let floor = Floor::build(None)?;
-    let programs = Programs::build(&args.profile)?;
+    let programs = Programs::find(&args.which)?;
     let crun = if args.peers { peers::Crun::find()? } else { None };
     let all_cores = cores(2);
     let mut subjects = Vec::new();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, Programs, Shape};
+use super::cluster::{Cluster, Programs, Shape, Which};
 use super::load::Load;
 use super::{commit, go_on, look, number, tell};
 use crate::process;
@@ -30,14 +30,13 @@ pub(crate) struct Args {
     /// How tasks are kept apart.
     #[arg(long, default_value = "linux", value_name = "linux|process")]
     containerizer: String,
-    /// How the programs are built.
-    #[arg(long, default_value = "release")]
-    profile: String,
+    #[command(flatten)]
+    which: Which,
 }
 
 pub(super) fn run(args: &Args) -> Result<bool> {
     ensure!(args.containers > 0 && args.rounds > 0, "at least one container and one round");
-    let programs = Programs::build(&args.profile)?;
+    let programs = Programs::find(&args.which)?;
     let resources = format!("cpus:{};mem:{}MiB", args.containers, args.containers * 16);
     let shape = Shape { masters: args.masters, containerizer: &args.containerizer, resources: &resources };
     let cluster = Cluster::start(&programs, &shape)?;

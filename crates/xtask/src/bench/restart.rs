@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::cluster::{Cluster, Programs, Shape};
+use super::cluster::{Cluster, Programs, Shape, Which};
 use super::load::Load;
 use super::{Medians, commit, go_on, look, number, tell};
 
@@ -23,16 +23,15 @@ pub(crate) struct Args {
     /// How tasks are kept apart.
     #[arg(long, default_value = "linux", value_name = "linux|process")]
     containerizer: String,
-    /// How the programs are built.
-    #[arg(long, default_value = "release")]
-    profile: String,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// Kills the agent, starts it, and asks for the end of one task: when its terminal status is with the framework,
 /// everything was recovered and updates flow. The task is replaced, and at the end every one is asked about.
 pub(super) fn run(args: &Args) -> Result<bool> {
     ensure!(args.containers > 1 && args.restarts > 0, "at least two containers and one restart");
-    let programs = Programs::build(&args.profile)?;
+    let programs = Programs::find(&args.which)?;
     let resources = format!("cpus:{0};mem:{0}MiB", args.containers);
     let shape = Shape { masters: args.masters, containerizer: &args.containerizer, resources: &resources };
     let mut cluster = Cluster::start(&programs, &shape)?;

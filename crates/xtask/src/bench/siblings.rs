@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::cluster::{Cluster, Programs, Shape};
+use super::cluster::{Cluster, Programs, Shape, Which};
 use super::load::Load;
 use super::{Medians, commit, go_on, number, tell};
 
@@ -24,9 +24,8 @@ pub(crate) struct Args {
     /// How tasks are kept apart.
     #[arg(long, default_value = "linux", value_name = "linux|process")]
     containerizer: String,
-    /// How the programs are built.
-    #[arg(long, default_value = "release")]
-    profile: String,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// Kinds of trouble: a name, and the words of what a neighbour runs; none for the quiet turns.
@@ -53,7 +52,7 @@ const VICTIM: &str = "sleep 3600";
 
 pub(super) fn run(args: &Args) -> Result<bool> {
     ensure!(args.rounds > 0 && args.kills > 0, "at least one round and one kill");
-    let programs = Programs::build(&args.profile)?;
+    let programs = Programs::find(&args.which)?;
     let slots = args.kills + 1;
     let resources = format!("cpus:{slots};mem:{}MiB", slots * 32);
     let shape = Shape { masters: args.masters, containerizer: &args.containerizer, resources: &resources };
