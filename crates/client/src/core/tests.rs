@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proffer_types::{ClusterId, LaunchId, Resources, TaskLaunch, TaskSpec};
+use proffer_types::{ClusterId, ExecutorId, LaunchId, Resources, TaskLaunch, TaskSpec};
 
 use super::*;
 
@@ -197,6 +197,81 @@ fn a_lost_call_is_repeated_with_the_same_number_and_in_order() {
         sends(&drain(&mut core))[0].2,
         Header { framework: FrameworkId(1), session: SessionId(2), seq: 4, done_below: 2 }
     );
+}
+
+#[test]
+fn bytes_for_an_executor_are_never_sent_twice() {
+    let (mut core, dial) = live();
+    let message = || Request::SendMessage {
+        agent: AgentId(1),
+        executor: ExecutorId::new("ex").unwrap(),
+        data: vec![1],
+    };
+    let lost = core.call(1, message());
+    let kept = core.call(1, kill("x"));
+    assert_eq!(sends(&drain(&mut core)).len(), 2);
+    core.on_stream_end(2, dial, Failure::NotLeader { leader: None });
+    let answers: Vec<_> =
+        drain(&mut core).into_iter().filter(|o| matches!(o, Output::Answer { .. })).collect();
+    assert_eq!(answers, [Output::Answer { ticket: lost, result: Err(CallError::Lost) }]);
+    // One that was not on its way yet waits for the next leader.
+    let waits = core.call(3, message());
+    let mut now = 3;
+    let dial = dial_again(&mut core, &mut now, "a");
+    core.on_heard(now, dial, subscribed(2));
+    let sent: Vec<_> = sends(&drain(&mut core)).into_iter().map(|sent| sent.1).collect();
+    assert_eq!(sent, [kept, waits]);
+}
+
+#[test]
+fn a_subscription_in_the_middle_of_a_change_says_either() {
+    let (mut core, dial) = live();
+    let old = config(&["a"]).info;
+    let new = FrameworkInfo { name: "renamed".into(), ..old.clone() };
+    let change = core.call(1, Request::UpdateFramework(new.clone()));
+    core.on_stream_end(2, dial, Failure::Transport("lost".into()));
+    let mut now = 2;
+    let mut said = Vec::new();
+    let dial = loop {
+        assert!(now < 100_000, "no more subscriptions after {said:?}");
+        for output in drain(&mut core) {
+            if let Output::Dial { dial, subscribe, .. } = output {
+                said.push(subscribe.info.clone());
+                if said.len() == 1 {
+                    let refused = Refused {
+                        kind: RefusedKind::Invalid,
+                        reason: "INVALID_FIELD".into(),
+                        message: "info differs".into(),
+                    };
+                    core.on_stream_end(now, dial, Failure::Refused(refused));
+                }
+            }
+        }
+        if said.len() == 2 {
+            break DialId(core.next_dial - 1);
+        }
+        now += 10;
+        core.on_time(now);
+    };
+    assert_eq!(said, [old, new.clone()]);
+    core.on_heard(now, dial, subscribed(2));
+    core.on_reply(now, dial, change, Ok(Reply::Done { index: 5 }));
+    drain(&mut core);
+    // From now on it is the new one, and a refusal of that is final.
+    core.on_stream_end(now, dial, Failure::Transport("lost".into()));
+    while core.ended().is_none() {
+        assert!(now < 200_000, "it is refused");
+        now += 10;
+        core.on_time(now);
+        for output in drain(&mut core) {
+            if let Output::Dial { dial, subscribe, .. } = output {
+                assert_eq!(subscribe.info, new);
+                let (kind, reason) = (RefusedKind::Invalid, "INVALID_FIELD".into());
+                let refused = Refused { kind, reason, message: "gone".into() };
+                core.on_stream_end(now, dial, Failure::Refused(refused));
+            }
+        }
+    }
 }
 
 #[test]
