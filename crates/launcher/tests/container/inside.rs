@@ -113,6 +113,35 @@ fn user_0_meets_masks() {
 }
 
 #[test]
+fn what_is_masked_is_empty_for_everyone() {
+    if !root() {
+        return;
+    }
+    let script = r#"
+        for path in interrupts keys kcore kmsg timer_list sched_debug latency_stats; do
+            [ -n "$(head -c 1 /proc/$path 2>/dev/null | tr '\0' x)" ] && echo "READ $path"
+        done
+        [ $(id -u) = 0 ] && for path in acpi asound scsi; do
+            [ -n "$(ls -A /proc/$path 2>/dev/null)" ] && echo "LISTED $path"
+        done
+        for path in firmware kernel/debug kernel/tracing kernel/security fs/bpf fs/pstore devices/virtual/powercap; do
+            [ -n "$(ls -A /sys/$path 2>/dev/null)" ] && echo "LISTED $path"
+        done
+        echo done
+    "#;
+    let namespace = user_namespace();
+    for uid in [NOBODY, 0] {
+        for user_namespace in [None, namespace.as_ref()] {
+            let ran = run(&["sh", "-c", script], &Options { uid, user_namespace, ..linux() });
+            assert_eq!(ran.output, "done\n", "user {uid}");
+        }
+    }
+    // There is something to mask.
+    let outside = std::process::Command::new("sh").args(["-c", "head -c 1 /proc/interrupts"]).output();
+    assert!(!outside.expect("run").stdout.is_empty());
+}
+
+#[test]
 fn a_host_socket_cannot_be_reached() {
     if !root() {
         return;

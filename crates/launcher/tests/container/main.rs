@@ -8,6 +8,7 @@
 //! connect() to a host socket, in /run and elsewhere    inside::a_host_socket_cannot_be_reached
 //! to undo all that in namespaces of its own            inside::own_namespaces_uncover_nothing
 //! core_pattern, sysrq, mounts, init, as user 0         inside::user_0_meets_masks
+//! keys, interrupts, memory, firmware, power            inside::what_is_masked_is_empty_for_everyone
 //! the host's /dev/null, as user 0                      inside::no_inherited_descriptor_leads_to_the_host
 //! the host's keys                                      inside::keys_of_the_host_are_out_of_reach
 //! to be spared by the out-of-memory killer             inside::a_task_is_not_spared_with_its_supervisor
