@@ -240,10 +240,11 @@ impl Supervisor {
         if self.inside.values().any(still) {
             return Err("an earlier try was killed and does not end".into());
         }
+        let env = kept.env.unpack();
         let (_, null_in, null_out) = self.isolation(kept.linux);
         let mut program = Program {
             argv: &[],
-            env: &kept.env,
+            env: &env,
             working_directory: &kept.working_directory,
             stdio: [null_in, null_out, null_out],
             terminal: None,
@@ -347,9 +348,10 @@ impl Supervisor {
         let (_, null_in, null_out) = self.isolation(kept.linux);
         let size =
             |value: u32, default| if value == 0 { default } else { value.try_into().unwrap_or(u16::MAX) };
+        let own = if exec.env.is_empty() { kept.env.unpack() } else { Vec::new() };
         let program = Program {
             argv: &exec.argv,
-            env: if exec.env.is_empty() { &kept.env } else { &exec.env },
+            env: if exec.env.is_empty() { &own } else { &exec.env },
             working_directory: match exec.working_directory.as_str() {
                 "" => &kept.working_directory,
                 path => path,

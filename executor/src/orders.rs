@@ -169,7 +169,7 @@ impl Supervisor {
         let (isolation, null_in, null_out) = self.isolation(kept.linux);
         heap::keep_out_of_children();
         let container = launcher::spawn(&launcher::Request {
-            env: &kept.env,
+            env: &checked.env,
             uid: kept.uid,
             gid: kept.gid,
             working_directory: &kept.working_directory,

@@ -23,6 +23,7 @@ const GROUP_MAX: u32 = 256;
 pub(crate) struct Checked {
     pub(crate) id: u64,
     pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<String>,
     pub(crate) hostname: String,
     pub(crate) log_to: Option<LogTo>,
     pub(crate) kept: Box<Kept>,
@@ -41,7 +42,7 @@ pub(crate) struct Kept {
     pub(crate) linux: bool,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) env: Vec<String>,
+    pub(crate) env: Packed,
     pub(crate) working_directory: String,
     pub(crate) limits: Vec<RawLimit>,
     pub(crate) seccomp: Rc<[Program]>,
@@ -52,6 +53,20 @@ pub(crate) struct Kept {
     pub(crate) cgroups: Option<Cgroups>,
     /// The grace of kills that are decided here.
     pub(crate) kill_grace_ms: u64,
+}
+
+/// An environment in one piece: a node has many tasks and few that are looked into.
+pub(crate) struct Packed(Box<str>);
+
+impl Packed {
+    fn of(env: &[String]) -> Self {
+        // What holds a NUL itself is not launched.
+        Packed(env.join("\0").into())
+    }
+
+    pub(crate) fn unpack(&self) -> Vec<String> {
+        self.0.split('\0').filter(|pair| !pair.is_empty()).map(str::to_owned).collect()
+    }
 }
 
 impl Kept {
@@ -137,7 +152,7 @@ impl Checked {
             sandbox: None,
             cgroups: None,
             kill_grace_ms: request.kill_grace_ms,
-            env: request.env,
+            env: Packed::of(&request.env),
             working_directory: request.working_directory,
         };
         let size =
@@ -146,6 +161,7 @@ impl Checked {
         Ok(Checked {
             id: request.launch_id,
             argv: request.argv,
+            env: request.env,
             hostname: request.hostname,
             log_to: sorted.log_dir.map(|dir| LogTo { dir: Rc::new(dir), rotation }),
             kept: Box::new(kept),

@@ -109,11 +109,10 @@ fn a_check_that_hangs_is_ended_and_delays_nobody() {
         let hanging = Check {
             timeout_ms: 200,
             failures: 2,
-            ..check(CheckKind::Health, command("trap '' TERM; echo > hangs; sleep 1000"))
+            ..check(CheckKind::Health, command("trap '' TERM; sleep 1000"))
         };
         node.launch(&agent, Launch { checks: vec![hanging], ..node.request(1, "sleep 1000") });
         agent.launched(1);
-        wait_for("the check", || node.dir.path().join("sandbox-1/hangs").exists().then_some(()));
         let begun = Instant::now();
         node.launch(&agent, node.request(2, "true"));
         let mut told = Vec::new();
