@@ -60,8 +60,8 @@ pub struct Flags {
     #[arg(long, env = "PROFFER_TASK_LOG_RATE", value_name = "SIZE")]
     task_log_rate: Option<String>,
     /// Whether a task that does not say has user ids of its own: root inside is nobody outside, and any user may be
-    /// asked for [default: off]
-    #[arg(long, env = "PROFFER_USER_NAMESPACES", value_name = "on|off")]
+    /// asked for. `auto` is on where the kernel has user namespaces [default: auto]
+    #[arg(long, env = "PROFFER_USER_NAMESPACES", value_name = "auto|on|off")]
     user_namespaces: Option<String>,
     /// The first of the user and group ids that are tasks' own; they must be nobody else's [default: 1048576]
     #[arg(long, env = "PROFFER_ID_BASE", value_name = "ID")]
@@ -134,6 +134,8 @@ pub struct Config {
     pub task_log_rate: u64,
     /// How long an executor may be without a connection (milliseconds).
     pub executor_registration_ms: u64,
+    /// Whether a task that does not say has user ids of its own; if that is possible, where nothing is said.
+    pub user_namespaces: Option<bool>,
     /// The user ids of tasks that have their own.
     pub users: Users,
     /// Where the profiles of system calls are, if not at the usual place.
@@ -180,8 +182,9 @@ impl Config {
             executor_registration_ms: reader
                 .get("executor-registration-timeout", parse_duration_ms)
                 .unwrap_or(defaults.executor_registration_ms),
+            user_namespaces: reader.get("user-namespaces", parse_on).flatten(),
             users: Users {
-                private: reader.get("user-namespaces", parse_on).unwrap_or(defaults.users.private),
+                private: defaults.users.private,
                 base: reader.get("id-base", parse_number).unwrap_or(defaults.users.base),
                 ranges: reader.get("id-ranges", parse_number).unwrap_or(defaults.users.ranges),
             },
@@ -241,6 +244,7 @@ impl Default for Config {
             task_users: BTreeSet::new(),
             task_log_rate: 32 << 20,
             executor_registration_ms: EXECUTOR_REGISTRATION_MS,
+            user_namespaces: None,
             users: Users::default(),
             seccomp_profiles: None,
             insecure: false,
@@ -310,11 +314,12 @@ fn parse_users(text: &str) -> BTreeSet<String> {
     text.split(',').map(str::trim).filter(|user| !user.is_empty()).map(str::to_owned).collect()
 }
 
-fn parse_on(text: &str) -> Result<bool, String> {
+fn parse_on(text: &str) -> Result<Option<bool>, String> {
     match text {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err(format!("`{text}` is neither on nor off")),
+        "auto" => Ok(None),
+        "on" | "true" => Ok(Some(true)),
+        "off" | "false" => Ok(Some(false)),
+        _ => Err(format!("`{text}` is none of auto, on, off")),
     }
 }
 
@@ -419,7 +424,8 @@ mod tests {
     #[test]
     fn ranges_of_user_ids_must_exist() {
         let on = resolve(&["--user-namespaces", "on", "--id-base", "65536"], "id-ranges = 10\n").unwrap();
-        assert_eq!(on.users, Users { private: true, base: 65_536, ranges: 10 });
+        assert_eq!(on.users, Users { private: false, base: 65_536, ranges: 10 });
+        assert_eq!(on.user_namespaces, Some(true));
         for wrong in [&["--id-base", "1000"][..], &["--id-ranges", "65536"], &["--user-namespaces", "maybe"]]
         {
             assert!(resolve(wrong, "").is_err(), "{wrong:?}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use proffer_containerizer::{
-    Cause, End, Event, InstanceId, Isolation, KillSent, Options, SeccompProfiles, remove_all,
+    Cause, End, Event, InstanceId, Isolation, KillSent, Options, SeccompProfiles, Users, remove_all,
 };
 use proffer_telemetry::Level;
 use proffer_types::{AgentInfo, LaunchId, features};
@@ -162,9 +162,33 @@ fn options(config: &Config) -> Result<Options> {
         // What supervisors take above it would be a task's, or the host's.
         supervisors_memory_bytes: Totals::detect(&config.work_dir)?.reserve_bytes(),
         log_bytes_per_second: config.task_log_rate,
-        users: config.users,
+        users: users(config, isolation)?,
         seccomp: seccomp_profiles(config)?,
     })
+}
+
+/// The user ids of tasks: their own where that was asked for, or can be had and was not declined.
+fn users(config: &Config, isolation: Isolation) -> Result<Users> {
+    if isolation == Isolation::Process || config.user_namespaces == Some(false) {
+        return Ok(Users { private: false, ..config.users });
+    }
+    let private =
+        match (proffer_containerizer::user_namespaces_unavailable(&config.users), config.user_namespaces) {
+            (None, _) => config.users.ranges > 0,
+            (Some(why), Some(true)) => {
+                return Err(why)
+                    .context("tasks cannot have user ids of their own here; say `--user-namespaces off`");
+            }
+            (Some(why), _) => {
+                let why: &dyn std::error::Error = &why;
+                tracing::warn!(
+                    error = why,
+                    "tasks have the node's user ids, for this kernel gives them none of their own"
+                );
+                false
+            }
+        };
+    Ok(Users { private, ..config.users })
 }
 
 fn seccomp_profiles(config: &Config) -> Result<SeccompProfiles> {

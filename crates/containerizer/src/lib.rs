@@ -37,7 +37,7 @@ pub use event::{Cause, End, Event, KillCause, KillSent, Oom};
 pub use logs::{Chunk, LogReader, Stream};
 pub use seccomp::{ProfilesError, SeccompProfiles};
 pub use spec::{ContainerSpec, GcPolicy, InstanceId, Isolation, Known, LogLimits, Options, Usage, Users};
-pub use supervised::{Supervised, linux_unavailable, open, remove_all};
+pub use supervised::{Supervised, linux_unavailable, open, remove_all, user_namespaces_unavailable};
 pub use supervision::{
     Answer, Check, CheckKind, ExecEvent, ExecId, ExecSink, ExecSpec, HealthCheck, NotThere, Probe, Stdio,
     Supervision, TerminalSize, resize,

@@ -32,7 +32,7 @@ use crate::cgroup::{Tree, detect};
 use crate::logs::Writing;
 use crate::{
     Answer, ContainerSpec, Containerizer, Error, Event, ExecId, ExecSink, ExecSpec, GcPolicy, InstanceId,
-    Isolation, Known, LogReader, Options, Usage,
+    Isolation, Known, LogReader, Options, Usage, Users,
 };
 use ask::Thing;
 use confine::Confinement;
@@ -135,6 +135,16 @@ pub fn linux_unavailable(cgroup_root: Option<&std::path::Path>) -> Option<Error>
         return Some(Error::NotRoot);
     }
     detect(cgroup_root).err()
+}
+
+/// Why containers cannot have user ids of their own here; `None` if they can.
+pub fn user_namespaces_unavailable(users: &Users) -> Option<Error> {
+    if users.ranges == 0 {
+        return None;
+    }
+    let range = proffer_launcher::IdRange { first: users.first(0), count: Users::RANGE };
+    let made = proffer_launcher::UserNamespace::new(range);
+    made.err().map(|error| Error::System { operation: "make a user namespace", source: error.into() })
 }
 
 fn dirs(options: &Options) -> Result<Dirs, Error> {
