@@ -29,6 +29,8 @@ pub(crate) const CONTROL: RawFd = 3;
 
 /// How much one stream may move before the others have their turn, in bytes: what takes a fraction of a millisecond.
 const TURN_BYTES: u64 = 256 * 1024;
+/// What a task may make its pipe hold, unless the host's limit (fs.pipe-max-size) was raised, in bytes.
+const PIPE_BYTES_MAX: u64 = 1024 * 1024;
 /// What is read at once where splice does not work.
 pub(crate) const BUFFER_BYTES: usize = 64 * 1024;
 /// What a budget is for, and how often losses are told.
@@ -206,16 +208,15 @@ impl Stream {
         }
     }
 
-    /// Moves what there is, up to a turn's worth, which is more than a pipe holds.
+    /// Moves what there is, up to a turn's worth; all that a pipe may hold, if it is the last turn.
     fn turn(&mut self, null: &OwnedFd, now: Instant) -> Progress {
-        let progress = match self.take_turn(null, now) {
-            Progress::Waiting if self.closing => Progress::Ended,
-            progress => progress,
-        };
-        if progress == Progress::Ended {
+        let turns = if self.closing { PIPE_BYTES_MAX.div_ceil(TURN_BYTES) } else { 1 };
+        let ended = (0..turns).any(|_| self.take_turn(null, now) == Progress::Ended);
+        if ended || self.closing {
             self.files.end();
+            return Progress::Ended;
         }
-        progress
+        Progress::Waiting
     }
 
     fn take_turn(&mut self, null: &OwnedFd, now: Instant) -> Progress {
@@ -482,6 +483,19 @@ mod tests {
         assert_eq!(fixture.files(), files(&[("stdout.0", "ab"), ("stdout.9", "cd")]));
         fixture.end();
         assert_eq!(fixture.stream.told(1, true, Instant::now()).dropped, 7);
+    }
+
+    #[test]
+    fn a_stream_that_is_closed_leaves_nothing_in_its_pipe() {
+        let mut fixture = fixture(2 << 20, true);
+        let size = nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES_MAX as i32);
+        let write = fixture.write.as_mut().expect("open");
+        nix::fcntl::fcntl(&*write, size).expect("a larger pipe");
+        write.write_all(&vec![b'x'; PIPE_BYTES_MAX as usize]).expect("room in the pipe");
+        // Its writer holds it open.
+        fixture.stream.closing = true;
+        assert_eq!(fixture.stream.turn(&null(), Instant::now()), Progress::Ended);
+        assert_eq!(fixture.stream.files.offset(), PIPE_BYTES_MAX);
     }
 
     #[test]
