@@ -126,7 +126,9 @@ fn open_terminal(plan: &Plan) -> Result<(), Errno> {
         check_int(libc::fstatfs(master, &mut stat))?;
         // By what is open, never by what a name says; its other side is reached by descriptor too
         // (CVE-2025-52565).
-        if plan.linux && stat.f_type as i64 != libc::DEVPTS_SUPER_MAGIC as i64 {
+        #[allow(clippy::unnecessary_cast, reason = "the types differ between C libraries")]
+        let foreign = stat.f_type as i64 != libc::DEVPTS_SUPER_MAGIC as i64;
+        if plan.linux && foreign {
             return Err(libc::ENOTTY);
         }
         let unlocked: c_int = 0;

@@ -16,7 +16,7 @@ const SANDBOX_TARGET: &CStr = c"/mnt/proffer/sandbox";
 /// Enters the view of a new container.
 pub(crate) fn enter(plan: &Plan) -> Result<(), Failed> {
     // After the move into the cgroups: the namespace's root is the group of the moment (CVE-2022-0492).
-    // SAFETY: integers only, here and below.
+    // SAFETY: integers only.
     step(Step::UnshareCgroup, check_int(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }))?;
     let shared = if plan.share >= 0 { share(plan.share)? } else { -1 };
     if !plan.hostname.is_null() {
@@ -25,7 +25,7 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), Failed> {
         step(Step::Hostname, check_int(result))?;
     }
     step(Step::EnterTemplate, sys::setns(plan.template, libc::CLONE_NEWNS))?;
-    // The template stays as it is: what follows is mounted in a copy of it.
+    // SAFETY: integers only. The template stays as it is: what follows is mounted in a copy of it.
     step(Step::UnshareMount, check_int(unsafe { libc::unshare(libc::CLONE_NEWNS) }))?;
 
     let quiet = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;

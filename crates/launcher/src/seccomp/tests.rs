@@ -97,7 +97,8 @@ fn the_default_is_short_and_denies_what_it_says() {
 fn comparisons_are_of_64_bits() {
     const V: u64 = 0x1_0000_0005;
     let around = [0, 4, 5, 6, V - 1, V, V + 1, 0x2_0000_0000, u64::MAX];
-    let cases: [(&str, fn(u64) -> bool); 7] = [
+    type Holds = fn(u64) -> bool;
+    let cases: [(&str, Holds); 7] = [
         ("SCMP_CMP_NE", |a| a != V),
         ("SCMP_CMP_LT", |a| a < V),
         ("SCMP_CMP_LE", |a| a <= V),

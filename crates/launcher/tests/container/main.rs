@@ -31,6 +31,7 @@
 //! and without any.
 
 #![allow(unsafe_code, reason = "probes are system calls that nobody wraps")]
+#![allow(clippy::print_stdout, reason = "probes say what they found on standard output")]
 
 mod escape;
 mod harness;

@@ -82,7 +82,8 @@ fn changes(path: &Path) -> bool {
 
 /// The canary is readable for everyone and writable for its owner, root. Whoever changes it has got out.
 fn escape(canary: &Path) {
-    let attempts: [(&str, fn(&Path) -> bool); 22] = [
+    type Attempt = fn(&Path) -> bool;
+    let attempts: [(&str, Attempt); 22] = [
         ("its own path", changes),
         ("another name of the root", by_other_roots),
         ("a change of the root", by_chroot),
