@@ -18,12 +18,12 @@ use crate::test::output::{self, Report};
 use crate::test::prerequisites::{self, Needed};
 use crate::workspace::{self, Built};
 
-/// The packages whose tests run in the machine, in order, and which of their tests: all, or those with one of these in
-/// their names. A story with a whole cluster needs the one emulated processor to itself.
+/// The packages whose tests run in the machine, in order, and with which arguments: names of tests, if not all. Those
+/// that hold many processes at once need the one emulated processor to themselves.
 const TESTS: [(&str, &[&str]); 4] = [
     ("proffer-launcher", &[]),
     ("proffer-executor", &[]),
-    ("proffer-containerizer", &[]),
+    ("proffer-containerizer", &["--test-threads=1"]),
     ("proffer-tests", &["--test-threads=1", "containers::", "escape"]),
 ];
 /// Of the test programs of a package with stories, the one that has those above.
@@ -38,7 +38,7 @@ const PRODUCTS: [(&str, &str); 6] = [
     ("proffer-test-program", "proffer-tests"),
 ];
 /// Of the whole machine, booting included.
-const LIMIT: Duration = Duration::from_secs(15 * 60);
+const LIMIT: Duration = Duration::from_secs(20 * 60);
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// What making and running the machine takes.
@@ -77,7 +77,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let mut programs = programs(&built);
     programs.retain(|program| packages.contains(&program.built.package.as_str()));
     if !args.filter.is_empty() {
-        programs.iter_mut().for_each(|program| program.args.clone_from(&args.filter));
+        programs.iter_mut().for_each(|program| {
+            program.args.retain(|arg| arg.starts_with("--"));
+            program.args.extend(args.filter.iter().cloned());
+        });
     }
     let mut report = Report::default();
     match prepare() {
