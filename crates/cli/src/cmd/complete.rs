@@ -61,7 +61,7 @@ function __proffer_complete
     $words[1] __complete -- $words[2..] (commandline -ct) 2>/dev/null
 end
 complete -c proffer -f -a '(__proffer_complete)'
-complete -c proffer -n '__fish_seen_subcommand_from cp run exec dev' -F
+complete -c proffer -n '__fish_seen_subcommand_from cp run dev' -F
 "#;
 
 /// The script of a shell.

@@ -92,7 +92,7 @@ pub(crate) struct Task {
     user: String,
     command: Vec<String>,
     #[serde(skip)]
-    known: TaskRow,
+    pub(super) known: TaskRow,
 }
 
 impl Task {

@@ -95,6 +95,13 @@ fn a_task_in_json() {
         "disk_bytes": 0,
         "ports": [],
         "memory_peak_bytes": null,
+        "output_dropped_bytes": null,
+        "healthy": null,
+        "ready": null,
+        "group": null,
+        "group_size": null,
+        "executor_id": null,
+        "terminal": false,
         "isolation": "linux",
         "created_at": "2025-11-23T03:14:20.123Z",
         "started_at": "2025-11-23T03:14:21.123Z",
@@ -110,6 +117,24 @@ fn a_task_in_json() {
     let both = out(Format::Jsonl).list_text(&[one.clone(), one], NOW);
     assert_eq!(both.lines().count(), 2);
     assert_eq!(serde_json::from_str::<Value>(both.lines().next().unwrap()).unwrap(), expected);
+}
+
+#[test]
+fn what_checks_say_of_a_running_task_is_seen() {
+    let says = |healthy, ready| {
+        let mut one = task("web", TaskState::Running, Reason::None);
+        let mut row = one.known.clone();
+        (row.status.healthy, row.status.ready) = (healthy, ready);
+        row.group = Some(proffer_types::event::Group { first: LaunchId(0x2a), size: 3 });
+        one = Task::new(row, CELL);
+        (one.row(NOW)[2].content(), one.details())
+    };
+    assert_eq!(says(Some(true), Some(true)).0, "-");
+    assert_eq!(says(Some(true), Some(false)).0, "not ready");
+    let (why, details) = says(Some(false), Some(false));
+    assert_eq!(why, "unhealthy");
+    assert!(details.contains(&("healthy", "no".to_owned())), "{details:?}");
+    assert!(details.contains(&("group", "3 tasks, the first is lch_7f3a_2a".to_owned())), "{details:?}");
 }
 
 #[test]

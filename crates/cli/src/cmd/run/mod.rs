@@ -80,6 +80,8 @@ struct Run<'a> {
     /// Since when there is nothing but waiting, and whether that was explained.
     starving_since: Option<Instant>,
     explained: bool,
+    /// Whether it is to be looked whether any agent can run the task; `None` when it was.
+    features_due: Option<bool>,
     lost_since: Option<Instant>,
     lost_told: bool,
 }
@@ -125,6 +127,7 @@ pub(crate) async fn run(cluster: &Cluster, args: RunArgs, out: &Out) -> Result<u
         fatal: None,
         starving_since: Some(Instant::now()),
         explained: false,
+        features_due: Some(false),
         lost_since: None,
         lost_told: false,
     };
@@ -170,6 +173,9 @@ impl Run<'_> {
                 return Ok(());
             }
             self.ask_for_offers();
+            if self.features_due.take_if(|due| *due).is_some() {
+                self.look_at_features().await;
+            }
             let printer = self.printer.clone();
             let (has_notice, next_notice) = (self.has_notice(), self.next_notice());
             tokio::select! {
@@ -266,6 +272,9 @@ impl Run<'_> {
                             let hopeless =
                                 matches!(refused.reason.as_str(), "INVALID_SPEC" | "INVALID_TASK_ID");
                             self.plan.refused(copy, refused.reason == "TASK_ID_IN_USE");
+                            if refused.reason == "FEATURE_UNKNOWN" {
+                                self.features_due = self.features_due.map(|_| true);
+                            }
                             if hopeless {
                                 self.fail(Failure::new(
                                     Code::NotStarted,
@@ -352,6 +361,22 @@ impl Run<'_> {
             let roles = Vec::new();
             Outcome::Demanded(if wanted { handle.revive(roles).await } else { handle.suppress(roles).await })
         });
+    }
+
+    /// An agent could not run the task: perhaps none can.
+    async fn look_at_features(&mut self) {
+        let agents = self.cluster.admin.clone().with_deadline(PATIENCE).agents().await.unwrap_or_default();
+        let lacking = |need: &&str| !agents.iter().any(|agent| agent.features.contains(*need));
+        let lacking: Vec<&str> = self.spec.implied_needs().filter(lacking).collect();
+        // One that comes later may have them, if there is none now.
+        if agents.is_empty() || lacking.is_empty() {
+            return;
+        }
+        let features = lacking.join(", ");
+        let what = format!("no agent can run it: none has the features that it needs ({features})");
+        let next =
+            "`proffer agent show` lists an agent's features; where tasks are plain processes there are few";
+        self.fail(Failure::new(Code::NotStarted, what).next(next));
     }
 
     /// Copies a task's output to ours; complete when the task has ended.
