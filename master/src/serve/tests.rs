@@ -158,11 +158,6 @@ async fn calls_are_refused_where_they_must_be() {
     assert_eq!(status.code(), Code::InvalidArgument);
     assert_eq!(fields.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["call", "parts"]);
 
-    // Not served by this version.
-    let status = scheduler.send_message(pb::SendMessageRequest::default()).await.expect_err("unsupported");
-    assert_eq!(status.code(), Code::Unimplemented);
-    assert!(status.message().contains("SendMessage"), "{status:?}");
-
     // Too large: the limit is named, and the connection lives on.
     let large = pb::KillRequest { call: header(), task_id: "x".repeat(300 << 10), grace_ms: None };
     let status = scheduler.kill(large).await.expect_err("too large");
