@@ -143,7 +143,7 @@ impl Supervisor {
                 self.poller.remove(inside.joined.status_fd());
                 self.poller.remove(inside.joined.pidfd());
                 self.unreaped.push(serial);
-                self.reap_at.get_or_insert(Instant::now() + REAP_AGAIN);
+                self.reap_at.get_or_insert_with(|| Instant::now() + REAP_AGAIN);
                 return;
             }
             Err(error) => {

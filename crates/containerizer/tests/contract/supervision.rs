@@ -360,7 +360,9 @@ fn hostile_neighbours_delay_nobodys_end() {
         ),
     ];
     let hostile = hostile.map(|(program, supervision)| {
-        let spec = supervised(&mut beside, &program, supervision);
+        // Little enough for one that writes on a slow machine to exceed.
+        let logs = LogLimits { bytes_per_second: 1 << 20, ..LogLimits::default() };
+        let spec = ContainerSpec { logs, ..supervised(&mut beside, &program, supervision) };
         beside.deliver(&spec);
         started(&mut beside, spec.launch);
         spec
