@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proffer_tests::cluster::{Cluster, Framework, Options, info, is_root, shell, until_true};
+use proffer_types::container::{Container, UserNamespace};
 use proffer_types::{Reason, TaskSpec, TaskState};
 
 use super::{LIMIT, beside_others, best, ran_on};
@@ -120,7 +121,9 @@ async fn none_starts_if_one_cannot() {
     }
     let (cluster, mut framework) = cluster().await;
     let works = shell("touch $PROFFER_SANDBOX/began; exec sleep 1000");
-    let refused = Arc::new(TaskSpec { user: "daemon".into(), ..(*works).clone() });
+    // With ids of its own it might be whoever it likes.
+    let container = Container { users: UserNamespace::Host, ..Container::default() };
+    let refused = Arc::new(TaskSpec { user: "no-such-user".into(), container, ..(*works).clone() });
     framework.launch_group(LIMIT, NEEDED, &[("fine", works.clone()), ("refused", refused)]).await;
     let refused = framework.end_of(LIMIT, "refused").await;
     assert_eq!((refused.state, refused.reason), (TaskState::Failed, Reason::UserRefused), "{refused:?}");

@@ -21,6 +21,7 @@ mod messages;
 mod nodes;
 mod offers;
 mod python;
+mod refusals;
 mod start;
 mod walk;
 

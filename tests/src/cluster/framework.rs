@@ -139,10 +139,13 @@ impl Framework {
         agent: Option<AgentId>,
     ) {
         let deadline = Instant::now() + limit;
+        // Its executor may not be there yet.
+        let executor = spec.executor.as_ref().map(|executor| &executor.spec.resources);
+        let needed = executor.map_or(Ok(spec.resources.clone()), |own| own.checked_add(&spec.resources));
+        let needed = needed.expect("no more than can be");
         loop {
             let fits = |offer: &Offer| {
-                agent.is_none_or(|agent| agent == offer.agent)
-                    && offer.resources.checked_sub(&spec.resources).is_ok()
+                agent.is_none_or(|agent| agent == offer.agent) && offer.resources.checked_sub(&needed).is_ok()
             };
             let Some(at) = self.offers.iter().position(fits) else {
                 self.step("an offer", deadline).await;
