@@ -79,7 +79,7 @@ async fn files_are_listed_and_copied_both_ways() {
     until("it has ended", LIMIT, async || good(run(&["show", "web"]).await).contains("KILLED").then_some(()))
         .await;
     assert_eq!(good(run(&["cp", "web:back/a", "-"]).await), "one\n");
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 /// Everything that a task can put in the way of whoever looks into its sandbox, changed as fast as it can.
@@ -137,7 +137,7 @@ async fn a_hostile_sandbox_shows_nothing_of_the_host_and_hangs_nobody() {
     good(cluster.run(LIMIT, &["task", "cp", "hostile:deep", &home.join("deep").display().to_string()]).await);
     good(cluster.run(LIMIT, &["task", "kill", "hostile", "--grace", "0"]).await);
     cluster.all_free(LIMIT).await;
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 /// Whether there is something, and nothing of the host's in it.
@@ -172,5 +172,5 @@ async fn a_directory_of_many_files_is_listed_in_pages() {
     let all = good(cluster.run(LIMIT, &["task", "files", "web", "many", "--quiet", "--all"]).await);
     let names: std::collections::BTreeSet<&str> = all.lines().collect();
     assert_eq!(names.len(), MANY);
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }

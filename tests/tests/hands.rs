@@ -96,7 +96,7 @@ async fn programs_run_inside_a_task() {
         (ran.code == Some(6) && ran.stderr.contains("KILLED")).then_some(())
     })
     .await;
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn programs_end_with_their_task_and_with_their_caller() {
     let mut text = String::new();
     stderr.read_to_string(&mut text).await.unwrap();
     assert!(text.contains("task") && text.contains("KILLED"), "{text}");
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 /// Output that nobody reads, and input that nobody takes, wait where they are and cost nobody else anything.
@@ -179,7 +179,7 @@ async fn nobody_pays_for_who_does_not_read() {
     drop((floods, deaf, flood));
     good(cluster.run(LIMIT, &["task", "kill", "web"]).await);
     cluster.all_free(LIMIT).await;
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 /// A terminal with a `proffer` at it, and what was shown on it so far.
@@ -285,7 +285,7 @@ async fn a_program_has_the_terminal_in_front_of_its_user() {
     terminal.shows(mark, "still here").await;
     assert!(!terminal.text().contains("not reached"), "{}", terminal.text());
     assert_eq!(terminal.code().await, 9);
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -322,7 +322,7 @@ async fn a_task_with_a_terminal_is_joined_and_left() {
     assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("tick"));
     kill(pid(&child), Signal::SIGINT).unwrap();
     assert_eq!(ended(child).await, 0);
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 /// The place and the kind of each event.
@@ -391,7 +391,7 @@ async fn events_are_the_same_on_every_master_and_over_a_leader_s_death() {
     assert_eq!(all, kept[..all.len()]);
     cluster.masters[leader].start();
     cluster.ready(LIMIT).await;
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -423,7 +423,7 @@ async fn usage_is_measured_while_somebody_looks() {
     );
     let table = good(cluster.run(LIMIT, &["top", "--once"]).await);
     assert!(table.contains("busy") && table.contains("AGENT") && !table.contains('\u{1b}'), "{table}");
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -464,7 +464,7 @@ async fn bash_completes_verbs_flags_and_ids() {
     assert_eq!(complete("proffer --master 127.0.0.1:1 task exec w").await, [""; 0]);
     assert_eq!(complete("proffer --master 127.0.0.1:1 ev").await, ["events"]);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
 /// A follower of a task's output hears of each line soon, and of the end at once.
@@ -499,5 +499,5 @@ async fn output_is_followed_as_it_comes() {
     );
     // Half a second was the most that a look again and again took, and a quarter its mean.
     assert!(late[5] < Duration::from_millis(150), "{late:?}");
-    assert!(cluster.end().is_empty());
+    assert_eq!(cluster.end(), Vec::<String>::new());
 }

@@ -92,31 +92,30 @@ impl Tree {
     }
 
     fn create_in(&self, root: &Path) -> Result<(), Error> {
+        let v2 = self.layout.is_v2();
+        let own = self.make_own(root, |dir| if v2 { self.delegate(dir) } else { Ok(()) })?;
+        make(&own.join(SUPERVISORS))
+    }
+
+    /// Makes the agent's own group in one hierarchy, and has `prepare` called for those on the way to it and itself.
+    fn make_own(&self, root: &Path, prepare: impl Fn(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
         let top = root.join(TOP);
         let own = top.join(&self.instance);
-        let v2 = self.layout.is_v2();
-        if v2 {
-            self.delegate(root)?;
-        }
+        prepare(root)?;
         let mut tries = 0;
         loop {
-            let made = make(&top)
-                .and_then(|()| if v2 { self.delegate(&top) } else { Ok(()) })
-                .and_then(|()| make(&own));
+            let made = make(&top).and_then(|()| prepare(&top)).and_then(|()| make(&own));
             match made {
                 // Another agent that ends may just have found the top empty.
                 Err(Error::Path { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound && tries < 100 =>
+                    if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) && tries < 100 =>
                 {
                     tries += 1
                 }
                 made => break made?,
             }
         }
-        if v2 {
-            self.delegate(&own)?;
-        }
-        make(&own.join(SUPERVISORS))
+        prepare(&own).map(|()| own)
     }
 
     /// v2: lets the groups below have the controllers we use.
@@ -144,26 +143,17 @@ impl Tree {
             return Ok(rules);
         };
         for root in self.layout.further_roots() {
-            let top = root.join(TOP);
-            let own = top.join(&self.instance);
-            if Some(&root) == unified.as_ref() {
-                make(&top)?;
-                for dir in [&root, &top] {
-                    write(&dir.join("cgroup.subtree_control"), "+hugetlb")?;
-                }
-                make(&own)?;
-                write(&own.join("cgroup.subtree_control"), "+hugetlb")?;
-            } else {
-                make(&top).and_then(|()| make(&own))?;
-            }
+            let of_unified = Some(&root) == unified.as_ref();
+            let of_cpuset = Some(root.as_path()) == self.layout.root_of("cpuset");
+            self.make_own(&root, |dir| match dir {
+                _ if of_unified => write(&dir.join("cgroup.subtree_control"), "+hugetlb"),
+                dir if of_cpuset && dir != root => cpuset::inherit(dir),
+                _ => Ok(()),
+            })?;
         }
         let own_of = |controller: &str| {
             self.layout.root_of(controller).map(|root| root.join(TOP).join(&self.instance))
         };
-        if let Some(own) = own_of("cpuset") {
-            own.parent().map_or(Ok(()), cpuset::inherit)?;
-            cpuset::inherit(&own)?;
-        }
         match own_of("devices") {
             Some(own) => {
                 let all = own.join(CONTAINERS);
