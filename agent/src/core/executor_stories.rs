@@ -134,7 +134,10 @@ fn a_task_of_an_executor_is_killed_by_it() {
         ]
     );
     // It had said so before it heard of the kill.
-    assert_eq!(story.updates(vec![update(60, 2, TaskState::Running)])[0], "write 60 3:KILLING");
+    assert_eq!(
+        story.updates(vec![update(60, 2, TaskState::Running)])[0],
+        "write 60 3:KILLING(kill_requested)"
+    );
     assert_eq!(story.updates(vec![update(60, 3, TaskState::Finished)])[0], "write 60 4:FINISHED");
 
     let both = story.orders(5, vec![task(4, 61), kill(5, 61, 0)]);

@@ -198,10 +198,8 @@ impl Core {
             }
             return Ok(());
         }
-        let mut status = task.told_by_executor(update);
-        if late {
-            status.state = TaskState::Killing;
-        }
+        let state = if late { TaskState::Killing } else { state };
+        let status = task.told_by_executor(ExecutorUpdate { state, ..update });
         self.say(launch, status);
         self.effects.push(Effect::Checkpoint(heard));
         Ok(())

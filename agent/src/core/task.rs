@@ -103,7 +103,7 @@ impl Task {
     /// A status that its executor says.
     pub(super) fn told_by_executor(&self, update: ExecutorUpdate) -> Status {
         let reason = match update.state {
-            TaskState::Killed => self.kill.map_or(Reason::None, |kill| kill.reason),
+            TaskState::Killing | TaskState::Killed => self.kill.map_or(Reason::None, |kill| kill.reason),
             TaskState::Failed if update.exit_code.is_some_and(|code| code != 0) => Reason::ExitCode,
             TaskState::Failed if update.signal.is_some() => Reason::Signal,
             _ => Reason::None,
