@@ -6,6 +6,12 @@ use tokio::time::{Duration, Instant};
 
 /// How long statuses wait at most for the confirmation of those before them.
 const PATIENCE: Duration = Duration::from_millis(5);
+/// How far apart messages are on a busy node.
+const GAP: Duration = Duration::from_millis(8);
+/// A node is busy that says more than one status in this time …
+const SHARE: Duration = Duration::from_millis(2);
+/// … for so many of them.
+const BUSY: f64 = 16.0;
 
 /// Holds statuses back while others are on their way. Each that travels alone costs the masters an entry in their
 /// logs, the framework an update, and what it does about that another entry; those that wait for the one before them,
@@ -14,25 +20,38 @@ const PATIENCE: Duration = Duration::from_millis(5);
 pub(crate) struct Pace {
     /// The last status that was sent, and until when others wait for its confirmation.
     on_its_way: Option<(LaunchId, u32, Instant)>,
+    /// When something was sent last.
+    last: Option<Instant>,
+    /// How many statuses had been sent then, less one for each `SHARE` of time.
+    level: f64,
 }
 
 impl Pace {
     /// Until when `reports` wait; `None` if they are to be sent now. Only statuses wait, and only few.
     pub(crate) fn holds(&self, reports: &[AgentReport], most: usize, now: Instant) -> Option<Instant> {
-        let until = self.on_its_way.map(|(_, _, until)| until).filter(|until| *until > now)?;
+        let apart = self.last.filter(|_| self.level_at(now) > BUSY).map(|last| last + GAP);
+        let until = self.on_its_way.map(|(_, _, until)| until).max(apart).filter(|until| *until > now)?;
         let patient = |report: &AgentReport| matches!(report, AgentReport::Status { .. });
         (!reports.is_empty() && reports.len() < most && reports.iter().all(patient)).then_some(until)
     }
 
     /// These are sent.
     pub(crate) fn sent(&mut self, reports: &[AgentReport], now: Instant) {
-        let last = reports.iter().rev().find_map(|report| match report {
+        let statuses = reports.iter().filter_map(|report| match report {
             AgentReport::Status { launch, status } => Some((*launch, status.task_seq)),
             _ => None,
         });
-        if let Some((launch, task_seq)) = last {
+        let count = statuses.clone().count();
+        if let Some((launch, task_seq)) = statuses.last() {
             self.on_its_way = Some((launch, task_seq, now + PATIENCE));
+            self.level = self.level_at(now) + count as f64;
+            self.last = Some(now);
         }
+    }
+
+    fn level_at(&self, now: Instant) -> f64 {
+        let quiet = self.last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        (self.level - quiet.as_secs_f64() / SHARE.as_secs_f64()).max(0.0)
     }
 
     /// Statuses of a launch are committed up to a number. Confirmations come in the order of the statuses.
@@ -70,5 +89,20 @@ mod tests {
         assert_eq!(pace.holds(&second, 9, now), None);
         pace.sent(&second, now);
         assert_eq!(pace.holds(&first, 9, now + PATIENCE), None, "nobody confirms");
+    }
+
+    #[test]
+    fn messages_of_a_busy_node_are_apart() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for n in 0..20 {
+            pace.sent(&[status(n, 1)], now);
+            pace.confirmed(LaunchId(n), 1);
+        }
+        let next = [status(20, 1)];
+        assert_eq!(pace.holds(&next, 9, now), Some(now + GAP), "confirmed, and yet");
+        now += SHARE * 10;
+        pace.sent(&next, now);
+        pace.confirmed(LaunchId(20), 1);
+        assert_eq!(pace.holds(&next, 9, now), None, "it was quiet for a while");
     }
 }
