@@ -208,6 +208,9 @@ impl Launch {
     }
 }
 
+/// The longest sentence about a failure, in bytes.
+const MESSAGE_MAX: usize = 1024;
+
 /// A `LaunchFailed` whose message ends with the error's own words.
 pub(crate) fn failure(
     launch_id: u64,
@@ -216,10 +219,13 @@ pub(crate) fn failure(
     errno: i32,
     message: String,
 ) -> LaunchFailed {
-    let message = match errno {
+    let mut message = match errno {
         0 => message,
         _ => format!("{message}: {step}: {}", std::io::Error::from_raw_os_error(errno)),
     };
+    // It may quote what was asked for.
+    let end = message.floor_char_boundary(MESSAGE_MAX);
+    message.truncate(end);
     LaunchFailed { launch_id, kind: kind.into(), step: step.to_owned(), errno, message, ..Default::default() }
 }
 

@@ -10,6 +10,7 @@ use proffer_wire::supervisor::v1::{
     FailureKind, Kill, KillCause, KillSent, Launch as Request, LaunchInfo, LaunchState, Launches, Listener,
     Terminal, Unknown,
 };
+use prost::Message as _;
 
 use crate::checks::Watch;
 use crate::launch::{Killed, Launch, State, failure, message};
@@ -19,8 +20,8 @@ use crate::records::unix_ms;
 use crate::request::Checked;
 use crate::supervisor::Supervisor;
 
-/// How many launches go into one `Launches`: each is below 1 KiB.
-const LIST_PART: usize = 200;
+/// How much goes into one `Launches`, in bytes encoded; each launch takes below 4 KiB.
+const LIST_PART_BYTES: usize = 128 * 1024;
 
 /// Why a container was not made.
 #[derive(Debug)]
@@ -295,14 +296,19 @@ impl Supervisor {
         let mut infos = self.launches.values().map(Launch::info).collect::<Vec<_>>();
         infos.extend(self.uncloned().map(starting));
         infos.sort_by_key(|info| info.launch_id);
-        let mut parts = infos.chunks(LIST_PART).map(<[_]>::to_vec).collect::<Vec<_>>();
-        if parts.is_empty() {
-            parts.push(Vec::new());
+        let mut launches = Vec::new();
+        let mut bytes = 0;
+        for info in infos {
+            let length = info.encoded_len();
+            if bytes + length > LIST_PART_BYTES {
+                let part = Launches { launches: std::mem::take(&mut launches), more: true };
+                self.send(serial, Message::Launches(part));
+                bytes = 0;
+            }
+            bytes += length;
+            launches.push(info);
         }
-        let last = parts.len() - 1;
-        for (index, launches) in parts.into_iter().enumerate() {
-            self.send(serial, Message::Launches(Launches { launches, more: index < last }));
-        }
+        self.send(serial, Message::Launches(Launches { launches, more: false }));
     }
 
     pub(crate) fn on_take_terminal(&mut self, serial: u64, launch_id: u64) {

@@ -224,6 +224,37 @@ fn what_cannot_be_done_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn a_long_list_comes_in_parts() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    const COUNT: u64 = 1500;
+    for id in 1..=COUNT {
+        let mut request = node.request(id, "");
+        request.argv = vec!["proffer-no-such-program".into()];
+        request.descriptors.pop();
+        let sandbox = File::open(node.dir.path()).expect("a directory");
+        agent.send(Order::Launch(request), &[sandbox.as_fd()]);
+    }
+    for _ in 0..COUNT {
+        assert!(matches!(agent.recv(), Told::LaunchFailed(_)));
+    }
+    let mut parts = 0;
+    let mut known = Vec::new();
+    agent.send(Order::List(List {}), &[]);
+    loop {
+        let Told::Launches(part) = agent.recv() else { panic!("not a list") };
+        let bytes: usize = part.launches.iter().map(prost::Message::encoded_len).sum();
+        assert!(bytes <= 128 << 10);
+        parts += 1;
+        known.extend(part.launches.iter().map(|info| info.launch_id));
+        if !part.more {
+            break;
+        }
+    }
+    assert!(parts > 1 && known.iter().copied().eq(1..=COUNT), "{parts} parts: {known:?}");
+}
+
+#[test]
 fn a_dead_pump_is_replaced_and_nothing_is_lost() {
     let node = Node::start(Isolation::Process);
     let agent = node.connect();
