@@ -80,7 +80,7 @@ fn report(results: &std::collections::BTreeMap<u64, Result<Counts, String>>) -> 
         }
     }
     let good: Vec<&Counts> = results.values().filter_map(|r| r.as_ref().ok()).collect();
-    let columns: [Column; 15] = [
+    let columns: [Column; 19] = [
         ("events", |c| c.events),
         ("leaderships", |c| c.leaderships),
         ("master crashes", |c| c.crashes),
@@ -96,6 +96,10 @@ fn report(results: &std::collections::BTreeMap<u64, Result<Counts, String>>) -> 
         ("tasks launched", |c| c.launched),
         ("tasks ended", |c| c.ended),
         ("updates seen", |c| c.updates),
+        ("groups started", |c| c.groups),
+        ("executors started", |c| c.executors),
+        ("messages", |c| c.messages),
+        ("check results", |c| c.checks),
     ];
     println!("{:<20}{:>12}{:>12}{:>12}{:>14}", "per seed", "min", "median", "max", "sum");
     for (name, column) in columns {

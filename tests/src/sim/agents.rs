@@ -3,42 +3,37 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proffer_agent::core::{Config, Core, Effect, Identity, Record};
-use proffer_containerizer::{Cause, End, Event, InstanceId, KillSent, Known};
+use proffer_containerizer::{Event, InstanceId};
 use proffer_types::call::{Call, ConnectionId};
-use proffer_types::event::{AgentOrder, AgentReport, LaunchOrder};
-use proffer_types::limits;
-use proffer_types::{AgentId, AgentInfo, BootId, Epoch, FrameworkId, LaunchId, Reason, RequestId, Resources};
+use proffer_types::event::{AgentOrder, AgentReport};
+use proffer_types::{AgentId, AgentInfo, BootId, Epoch, LaunchId, RequestId, Resources, features};
 use proffer_wire::agent::v1 as pb;
 use proffer_wire::{from_proto, to_proto};
 use prost::Message;
 
+use super::containers::{Container, State};
+use super::executors::Program;
 use super::links::{Client, Up};
 use super::masters::master_at;
 use super::rng::Rng;
 use super::world::{Happening, World};
 
-/// What has become of a container.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Container {
-    /// Delivered to its supervisor, not begun.
-    Delivered,
-    Running,
-    /// Ended in one way or the other, and not forgotten.
-    Over(Event),
-}
+/// How long an executor may be without a stream (milliseconds).
+const REGISTRATION_MS: u64 = 3_000;
 
 pub(crate) struct AgentNode {
     pub(crate) live: Option<LiveAgent>,
     /// Counts the lives of the process.
     pub(crate) life: u64,
     /// Counts the lives of the host.
-    boot: u64,
+    pub(crate) boot: u64,
     boot_id: BootId,
     resources: Resources,
     identity: Option<Identity>,
     records: Vec<Record>,
-    /// Which framework each container belongs to, and its state.
-    pub(crate) containers: BTreeMap<LaunchId, (FrameworkId, Container)>,
+    pub(crate) containers: BTreeMap<LaunchId, Container>,
+    /// The executors' programs, by their launches.
+    pub(crate) programs: BTreeMap<LaunchId, Program>,
     instances: u64,
     /// What masters said lately, to be said again.
     heard: VecDeque<(Epoch, AgentOrder)>,
@@ -46,6 +41,8 @@ pub(crate) struct AgentNode {
 
 pub(crate) struct LiveAgent {
     pub(crate) core: Core,
+    /// The executors that it serves.
+    pub(crate) listens: BTreeSet<LaunchId>,
     link: Option<u64>,
     /// The process dies before this many more effects.
     dies_after: Option<u64>,
@@ -68,14 +65,16 @@ impl AgentNode {
             identity: None,
             records: Vec::new(),
             containers: BTreeMap::new(),
+            programs: BTreeMap::new(),
             instances: 0,
             heard: VecDeque::new(),
         }
     }
 
-    /// Whether a program of the launch runs on the host now.
+    /// Whether a program of the launch runs on the host now, or an executor is at it.
     pub(crate) fn runs(&self, launch: LaunchId) -> bool {
-        matches!(self.containers.get(&launch), Some((_, Container::Running)))
+        self.containers.get(&launch).is_some_and(|container| container.state == State::Running)
+            || self.programs.values().any(|program| program.runs(launch))
     }
 
     /// As whom the agent speaks now.
@@ -100,15 +99,24 @@ impl World {
             hostname: format!("host{n}"),
             resources: node.resources.clone(),
             isolation: "linux".into(),
+            features: [features::TASK_GROUP, features::EXECUTOR, features::CHECKS].map(str::to_owned).into(),
             ..AgentInfo::default()
         };
-        let registration_ms = limits::EXECUTOR_REGISTRATION_MS;
-        let config = Config { info, boot_id: node.boot_id, registration_ms };
+        let config = Config { info, boot_id: node.boot_id, registration_ms: REGISTRATION_MS };
         let core = Core::recover(config, node.identity.clone(), node.records.clone(), instance);
         // A compaction now and then, as the shell does it at a start.
         node.records = core.records();
         let epoch = core.identity().epoch;
-        node.live = Some(LiveAgent { core, link: None, dies_after: None, hint: None, seeking: false, epoch });
+        let listens = BTreeSet::new();
+        node.live = Some(LiveAgent {
+            core,
+            listens,
+            link: None,
+            dies_after: None,
+            hint: None,
+            seeking: false,
+            epoch,
+        });
         self.flush_agent(n);
     }
 
@@ -132,6 +140,7 @@ impl World {
             node.boot += 1;
             node.boot_id = boot_id;
             node.containers.clear();
+            node.programs.clear();
             node.records.clear();
             node.heard.clear();
         }
@@ -149,6 +158,7 @@ impl World {
             return;
         }
         self.checker.counts.agent_crashes += 1;
+        self.agents[n].programs.values_mut().for_each(Program::hang_up);
         self.break_links(|link| matches!(link.client, Client::Agent { agent, .. } if agent == n));
         for link in self.links.values_mut() {
             if matches!(link.client, Client::Agent { agent, .. } if agent == n) {
@@ -216,7 +226,9 @@ impl World {
         let followed = live.core.session_epoch();
         live.epoch = live.epoch.max(followed.unwrap_or_default());
         let heard = &mut self.agents[n].heard;
-        heard.extend(orders.into_iter().map(|order| (epoch, order)));
+        // A message is delivered at most once because nothing says it twice.
+        let orders = orders.into_iter().filter(|order| !matches!(order, AgentOrder::Message { .. }));
+        heard.extend(orders.map(|order| (epoch, order)));
         while heard.len() > 30 {
             heard.pop_front();
         }
@@ -272,7 +284,7 @@ impl World {
     }
 
     /// Does what the core says, in order, until it dies or is quiet.
-    fn flush_agent(&mut self, n: usize) {
+    pub(crate) fn flush_agent(&mut self, n: usize) {
         loop {
             let node = &mut self.agents[n];
             let Some(live) = &mut node.live else { return };
@@ -348,16 +360,28 @@ impl World {
             Effect::Checkpoint(record) => self.agents[n].records.push(record),
             Effect::Send(_) => unreachable!("sent in batches"),
             Effect::Recover(known) => self.recover_containers(n, &known),
-            Effect::Launch { order, .. } => self.deliver_container(n, &order),
-            Effect::LaunchGroup { orders, .. } => {
-                orders.iter().for_each(|order| self.deliver_container(n, order));
+            Effect::Launch { order, .. } => {
+                assert!(order.group.is_none(), "agent {n} starts {:?} without its group", order.launch);
+                self.deliver_containers(n, &[*order]);
             }
-            // No framework here has an executor.
-            Effect::Listen(_)
-            | Effect::EndListening(_)
-            | Effect::Hand { .. }
-            | Effect::ToExecutor { .. }
-            | Effect::Resize { .. } => {}
+            Effect::LaunchGroup { orders, .. } => {
+                let group = orders[0].group.expect("a group");
+                let launches = orders.iter().map(|order| order.launch);
+                assert!(launches.eq(group.launches()), "agent {n} starts a part of {group:?}");
+                self.checker.counts.groups += 1;
+                self.deliver_containers(n, &orders);
+            }
+            Effect::Listen(executor) => {
+                let live = self.agents[n].live.as_mut().expect("it acts");
+                live.listens.insert(executor);
+            }
+            Effect::EndListening(executor) => {
+                let live = self.agents[n].live.as_mut().expect("it acts");
+                live.listens.remove(&executor);
+            }
+            Effect::Hand { executor, orders } => self.hand_to_executor(n, executor, orders),
+            Effect::ToExecutor { executor, event } => self.tell_executor(n, executor, event),
+            Effect::Resize { .. } => {}
             Effect::Kill { launch, grace_ms } => {
                 let delay = if self.rng.percent(50) { self.rng.below(20) } else { grace_ms.min(3_000) };
                 let boot = self.agents[n].boot;
@@ -375,128 +399,6 @@ impl World {
             Effect::Stop(fatal) => panic!("agent {n} stops: {fatal}"),
         }
     }
-
-    fn deliver_container(&mut self, n: usize, order: &LaunchOrder) {
-        let fresh = (order.framework, Container::Delivered);
-        let launch = order.launch;
-        if self.agents[n].containers.insert(launch, fresh).is_none() {
-            let delay = 1 + self.rng.below(30);
-            let boot = self.agents[n].boot;
-            self.at(delay, Happening::ContainerStarts { agent: n, boot, launch });
-        }
-    }
-
-    /// Tells what became of everything an earlier life of the agent left, and ends what nobody knows.
-    fn recover_containers(&mut self, n: usize, known: &[Known]) {
-        let names: BTreeSet<LaunchId> = known.iter().map(|k| k.launch).collect();
-        let node = &mut self.agents[n];
-        node.containers.retain(|launch, _| names.contains(launch));
-        let mut events = Vec::new();
-        for known in known.iter().filter(|k| !k.ended) {
-            let launch = known.launch;
-            match node.containers.get(&launch) {
-                None => events.push(Event::NotStarted { launch }),
-                Some((_, Container::Delivered)) => {}
-                Some((_, Container::Running)) => events.push(started(launch)),
-                Some((_, Container::Over(event))) => events.push(event.clone()),
-            }
-        }
-        events.push(Event::Recovered);
-        for event in events {
-            self.tell_agent(n, event);
-        }
-    }
-
-    fn tell_agent(&mut self, n: usize, event: Event) {
-        let life = self.agents[n].life;
-        if self.agents[n].live.is_some() {
-            self.at(1, Happening::ContainerEvent { agent: n, life, event });
-        }
-    }
-
-    fn forget_container(&mut self, n: usize, launch: LaunchId) {
-        if let Some((_, container)) = self.agents[n].containers.remove(&launch)
-            && container == Container::Running
-        {
-            self.tell_agent(n, ended(launch, None, true));
-        }
-        self.tell_agent(n, Event::Gone { launch });
-    }
-
-    pub(crate) fn container_starts(&mut self, n: usize, boot: u64, launch: LaunchId) {
-        let fails = self.rng.percent(3);
-        let runs_for = if self.rng.percent(30) { self.rng.below(50) } else { self.rng.below(8_000) };
-        let node = &mut self.agents[n];
-        if node.boot != boot || !matches!(node.containers.get(&launch), Some((_, Container::Delivered))) {
-            return;
-        }
-        let framework = node.containers[&launch].0;
-        if fails {
-            let event = Event::LaunchFailed {
-                launch,
-                reason: Reason::LaunchFailed,
-                message: "no luck".into(),
-                exit_code: None,
-            };
-            node.containers.insert(launch, (framework, Container::Over(event.clone())));
-            return self.tell_agent(n, event);
-        }
-        node.containers.insert(launch, (framework, Container::Running));
-        self.checker.on_started(launch);
-        self.tell_agent(n, started(launch));
-        self.at(runs_for, Happening::ContainerEnds { agent: n, boot, launch, killed: false });
-    }
-
-    pub(crate) fn container_ends(&mut self, n: usize, boot: u64, launch: LaunchId, killed: bool) {
-        let code = if self.rng.percent(20) { 7 } else { 0 };
-        let node = &mut self.agents[n];
-        if node.boot != boot {
-            return;
-        }
-        let Some((framework, container)) = node.containers.get(&launch).cloned() else { return };
-        let event = match container {
-            Container::Over(_) => return,
-            Container::Delivered if !killed => return,
-            Container::Delivered => Event::LaunchFailed {
-                launch,
-                reason: Reason::KilledDuringLaunch,
-                message: String::new(),
-                exit_code: None,
-            },
-            Container::Running => ended(launch, (!killed).then_some(code), killed),
-        };
-        node.containers.insert(launch, (framework, Container::Over(event.clone())));
-        self.checker.on_ended(launch, (!killed).then_some(code));
-        self.tell_agent(n, event);
-    }
-
-    /// A supervisor is lost, and the containers of its framework with it.
-    pub(crate) fn supervisor_dies(&mut self, n: usize) {
-        let pick = self.rng.next();
-        let node = &mut self.agents[n];
-        let frameworks: BTreeSet<FrameworkId> =
-            node.containers.values().map(|(framework, _)| *framework).collect();
-        let Some(victim) = frameworks.iter().nth(pick as usize % frameworks.len().max(1)).copied() else {
-            return;
-        };
-        let mut events = Vec::new();
-        for (launch, (framework, container)) in &mut node.containers {
-            if *framework != victim || !matches!(container, Container::Running | Container::Delivered) {
-                continue;
-            }
-            let mut event = ended(*launch, None, false);
-            if let Event::Ended { end, .. } = &mut event {
-                end.cause =
-                    if *container == Container::Running { Cause::SupervisorLost } else { Cause::Interrupted };
-            }
-            *container = Container::Over(event.clone());
-            events.push((*launch, event));
-        }
-        for (launch, event) in events {
-            self.checker.on_ended(launch, None);
-            self.tell_agent(n, event);
-        }
-    }
 }
 
 /// What arrives of reports after they were encoded and read.
@@ -504,24 +406,4 @@ fn through_the_wire(agent: Option<AgentId>, reports: &[AgentReport]) -> Vec<Agen
     let bytes = to_proto::agent_message(agent, None, reports).encode_to_vec();
     let message = pb::AgentMessage::decode(&bytes[..]).expect("our own messages are good");
     from_proto::agent_message(message).expect("our own messages are good").reports
-}
-
-fn started(launch: LaunchId) -> Event {
-    Event::Started { launch, isolation: "linux", started_unix_ms: 1 }
-}
-
-fn ended(launch: LaunchId, code: Option<i32>, killed: bool) -> Event {
-    let end = End {
-        cause: Cause::Exited,
-        exit_code: code,
-        signal: killed.then_some(15),
-        oom: None,
-        oom_kills: 0,
-        memory_peak_bytes: None,
-        kill_sent: if killed { KillSent::Term } else { KillSent::None },
-        started_unix_ms: 1,
-        finished_unix_ms: 2,
-        ..End::default()
-    };
-    Event::Ended { launch, end }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proffer_client::core::TaskView;
 use proffer_raft::Entry as LogEntry;
 use proffer_registry::Registry;
-use proffer_types::event::Reply;
+use proffer_types::event::{Group, LaunchKind, Reply};
 use proffer_types::{AgentState, LaunchId, TaskState};
 
 use super::world::World;
@@ -43,6 +43,14 @@ pub struct Counts {
     pub ended: u64,
     /// Updates that authors saw.
     pub updates: u64,
+    /// Groups that were started.
+    pub groups: u64,
+    /// Executors that were started.
+    pub executors: u64,
+    /// Messages that arrived, in either direction.
+    pub messages: u64,
+    /// What checks said.
+    pub checks: u64,
     /// Hash over the whole history.
     pub trace: u64,
 }
@@ -71,6 +79,10 @@ pub(crate) struct Checker {
     ends: BTreeMap<LaunchId, Option<i32>>,
     /// Launches whose terminal status an author was told in an update.
     updated: BTreeSet<LaunchId>,
+    /// The groups, by their first launches.
+    groups: BTreeMap<LaunchId, Group>,
+    /// The number of the last message of each executor that one life of one framework was told.
+    messages: BTreeMap<(usize, u64, LaunchId), u64>,
 }
 
 impl Checker {
@@ -139,6 +151,15 @@ impl Checker {
         }
     }
 
+    /// A life of a framework hears from an executor: in order, and nothing twice.
+    pub(crate) fn on_message(&mut self, framework: usize, life: u64, data: &[u8]) {
+        self.counts.messages += 1;
+        let word = |at: usize| u64::from_le_bytes(data[at..at + 8].try_into().expect("eight bytes"));
+        let (executor, number) = (LaunchId(word(0)), word(8));
+        let before = self.messages.insert((framework, life, executor), number);
+        assert!(before.is_none_or(|before| before < number), "{executor:?} says {number} after {before:?}");
+    }
+
     pub(crate) fn on_started(&mut self, launch: LaunchId) {
         let starts = self.starts.entry(launch).or_default();
         *starts += 1;
@@ -187,11 +208,20 @@ impl World {
 
     /// Nobody had applied this entry before.
     fn on_first_applied(&mut self, before: &Registry, after: &Registry) {
-        for task in after.tasks().filter(|task| before.task(task.launch_id).is_none()) {
+        for task in after.launches().filter(|task| before.task(task.launch_id).is_none()) {
+            if let Some(group) = task.group {
+                self.checker.groups.insert(group.first, group);
+            }
+            if let LaunchKind::TaskOf(executor) = task.kind {
+                let by =
+                    before.task(executor).or(after.task(executor)).expect("it is made with its first task");
+                let ends = by.kill.is_some() || by.is_terminal();
+                assert!(!ends, "{:?} is for {executor:?}, which ends", task.launch_id);
+            }
             assert!(self.checker.launched.insert(task.launch_id), "{:?} was launched twice", task.launch_id);
             self.checker.counts.launched += 1;
         }
-        for task in before.tasks().filter(|task| !task.is_terminal()) {
+        for task in before.launches().filter(|task| !task.is_terminal()) {
             let ended = after.task(task.launch_id).is_none_or(|now| now.is_terminal());
             let returned = ended && after.agent(task.agent).is_some();
             // Resources come back only when nothing of the task runs any more.
@@ -237,7 +267,7 @@ impl World {
                 return Err(format!("framework {n} has no stream"));
             }
         }
-        for task in registry.tasks() {
+        for task in registry.launches() {
             let age = registry.time().since_ms(task.created_at);
             let stuck = matches!(
                 task.status.state,
@@ -259,6 +289,10 @@ impl World {
     /// At the end everything that was promised is there.
     pub(crate) fn check_end(&self) {
         let checker = &self.checker;
+        for group in checker.groups.values() {
+            let started = group.launches().filter(|launch| checker.starts.contains_key(launch)).count();
+            assert!(started == 0 || started == group.size as usize, "{started} of {group:?} were started");
+        }
         for launch in &checker.told_launched {
             assert!(checker.launched.contains(launch), "{launch:?} was acknowledged and is lost");
         }

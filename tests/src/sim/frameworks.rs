@@ -12,9 +12,11 @@ use proffer_client::core::{Refused as SdkRefused, RefusedTask};
 use proffer_registry::Registry;
 use proffer_types::call::{AcceptCallPart, Call};
 use proffer_types::command::{self, CallId, Rejection};
+use proffer_types::container::{Check, ExecutorSpec, HealthCheck, Probe};
 use proffer_types::event::{FrameworkEvent, Refused, Reply, StreamEnd};
 use proffer_types::{
-    Epoch, FrameworkId, FrameworkInfo, RequestId, Resources, Role, Task, TaskId, TaskLaunch, TaskSpec, limits,
+    Epoch, ExecutorId, FrameworkId, FrameworkInfo, RequestId, Resources, Role, Task, TaskId, TaskLaunch,
+    TaskSpec, features, limits,
 };
 
 use super::links::Client;
@@ -32,6 +34,8 @@ pub(crate) struct FrameworkNode {
     pub(crate) id: Option<FrameworkId>,
     /// Counts the tasks of all lives.
     tasks: u64,
+    /// Counts the messages of all lives to executors.
+    messages: u64,
     /// It is over: completed, and nobody begins it anew.
     pub(crate) over: bool,
 }
@@ -93,7 +97,7 @@ impl SentReply {
 
 impl FrameworkNode {
     pub(crate) fn new(_: usize) -> Self {
-        Self { live: None, life: 0, id: None, tasks: 0, over: false }
+        Self { live: None, life: 0, id: None, tasks: 0, messages: 0, over: false }
     }
 }
 
@@ -110,7 +114,7 @@ impl World {
         let life = node.life;
         let info = FrameworkInfo {
             name: format!("framework{n}"),
-            roles: vec![Role::new(&format!("role{}", n % 2)).expect("a role")],
+            roles: vec![own_role(n)],
             failover_timeout_ms,
             ..FrameworkInfo::default()
         };
@@ -340,10 +344,8 @@ impl World {
             Event::Offers(offers) => live.offers.extend(offers),
             Event::Rescinded(ids) => live.offers.retain(|offer| !ids.contains(&offer.id)),
             Event::Update(view) => self.checker.on_told(n, life, &view, true),
-            Event::Reconciled { .. }
-            | Event::AgentLost { .. }
-            | Event::ExecutorEnded { .. }
-            | Event::Message { .. } => {}
+            Event::Message { data, .. } => self.checker.on_message(n, life, &data),
+            Event::Reconciled { .. } | Event::AgentLost { .. } | Event::ExecutorEnded { .. } => {}
             Event::Disconnected => live.offers.clear(),
         }
     }
@@ -374,6 +376,24 @@ impl World {
             live.core.call(now, request);
         } else if live.core.is_live() && dice < 13 {
             live.core.call(now, Request::Reconcile(Vec::new()));
+        } else if live.core.is_live() && (14..20).contains(&dice) && !running.is_empty() {
+            let (agent, executor) = (running[pick as usize % running.len()].agent, executor_id(pick));
+            node.messages += 1;
+            let data = [n as u64, node.messages].iter().flat_map(|word| word.to_le_bytes()).collect();
+            live.core.call(now, Request::SendMessage { agent, executor, data });
+        } else if live.core.is_live() && dice == 20 && !running.is_empty() {
+            let (agent, executor) = (running[pick as usize % running.len()].agent, executor_id(pick));
+            live.core.call(now, Request::ShutdownExecutor { agent, executor });
+        } else if live.core.is_live() && dice == 21 {
+            let other = [Role::new("other").expect("a role")];
+            let roles = std::iter::once(own_role(n)).chain(other.into_iter().filter(|_| pick % 2 == 0));
+            let info = FrameworkInfo {
+                name: format!("framework{n} of {now}"),
+                roles: roles.collect(),
+                failover_timeout_ms: [2_000, 10_000, 600_000][pick as usize % 3],
+                ..FrameworkInfo::default()
+            };
+            live.core.call(now, Request::UpdateFramework(info));
         } else if live.core.is_live() && dice == 13 && !calm && pick.is_multiple_of(10) {
             live.core.call(now, Request::Teardown);
         }
@@ -397,6 +417,8 @@ impl World {
             let (size, grace) =
                 (self.rng.one_of(&["cpus:1;mem:512MiB", "cpus:0.5;mem:1GiB"]), self.rng.below(2_000));
             let atomic = self.rng.percent(10);
+            let (together, run_by) = (self.rng.percent(25), self.rng.percent(30).then(|| self.rng.next()));
+            let checked = self.rng.percent(30);
             let node = &mut self.frameworks[n];
             let live = node.live.as_mut().expect("it has offers");
             let count = count.min(room as u64);
@@ -406,12 +428,20 @@ impl World {
             }
             room -= count as usize;
             let resources = Resources::parse(size).expect("resources");
-            let spec = TaskSpec {
-                argv: vec!["true".into()],
-                resources,
-                kill_grace_ms: grace,
-                ..TaskSpec::default()
-            };
+            let plain = TaskSpec { resources, kill_grace_ms: grace, ..TaskSpec::default() };
+            let argv = vec!["true".to_owned()];
+            let spec = Arc::new(match run_by {
+                Some(pick) => TaskSpec {
+                    executor: Some(executor(pick)),
+                    needs: vec![features::EXECUTOR.into()],
+                    ..plain
+                },
+                None if checked => {
+                    let needs = vec![features::CHECKS.into()];
+                    TaskSpec { argv, health: Some(health()), needs, ..plain }
+                }
+                None => TaskSpec { argv, ..plain },
+            });
             let tasks = (0..count).map(|_| {
                 node.tasks += 1;
                 TaskLaunch {
@@ -421,11 +451,42 @@ impl World {
                     array: None,
                 }
             });
-            let launch = Launch { spec: Arc::new(spec), tasks: tasks.collect() };
-            let parts = vec![Part { offers: vec![offer.id], operations: vec![Operation::Launch(launch)] }];
+            let operation = match together {
+                true => {
+                    Operation::LaunchGroup(tasks.map(|task| Member { spec: spec.clone(), task }).collect())
+                }
+                false => Operation::Launch(Launch { spec: spec.clone(), tasks: tasks.collect() }),
+            };
+            let parts = vec![Part { offers: vec![offer.id], operations: vec![operation] }];
             live.core.call(now, Request::Accept { parts, atomic, filter_ms });
         }
     }
+}
+
+fn own_role(n: usize) -> Role {
+    Role::new(&format!("role{}", n % 2)).expect("a role")
+}
+
+fn executor_id(pick: u64) -> ExecutorId {
+    ExecutorId::new(["x", "y"][pick as usize % 2]).expect("a name")
+}
+
+/// One of two executors; now and then one is described otherwise than before.
+fn executor(pick: u64) -> ExecutorSpec {
+    let size = if pick.is_multiple_of(10) { "cpus:0.5;mem:128MiB" } else { "cpus:0.5;mem:256MiB" };
+    let spec = TaskSpec {
+        argv: vec!["executor".into()],
+        resources: Resources::parse(size).expect("resources"),
+        kill_grace_ms: 500,
+        ..TaskSpec::default()
+    };
+    ExecutorSpec { id: executor_id(pick / 10), spec: Arc::new(spec) }
+}
+
+fn health() -> HealthCheck {
+    let probe = Probe::Command(vec!["true".into()]);
+    let check = Check { probe, delay_ms: 100, interval_ms: 100, timeout_ms: 100 };
+    HealthCheck { check, grace_ms: 0, failures: 3 }
 }
 
 fn content(request: &Request) -> u64 {
@@ -572,7 +633,10 @@ pub(crate) fn heard(event: FrameworkEvent, registry: &Registry, epoch: Epoch) ->
             }
         }
         FrameworkEvent::Failure { agent, removed } => vec![Heard::AgentLost { agent, removed }],
-        FrameworkEvent::ExecutorEnded { .. } | FrameworkEvent::Message { .. } => Vec::new(),
+        FrameworkEvent::ExecutorEnded { agent, executor, status } => {
+            vec![Heard::ExecutorEnded { agent, executor, status }]
+        }
+        FrameworkEvent::Message { agent, executor, data } => vec![Heard::Message { agent, executor, data }],
         FrameworkEvent::Heartbeat => vec![Heard::Heartbeat],
         FrameworkEvent::Error(end) => vec![Heard::End(match end {
             StreamEnd::SessionFenced => Failure::Fenced,

@@ -6,6 +6,8 @@
 
 mod agents;
 mod check;
+mod containers;
+mod executors;
 mod frameworks;
 mod links;
 mod masters;

@@ -44,6 +44,8 @@ pub(crate) enum Happening {
     ContainerEvent { agent: usize, life: u64, event: proffer_containerizer::Event },
     ContainerStarts { agent: usize, boot: u64, launch: LaunchId },
     ContainerEnds { agent: usize, boot: u64, launch: LaunchId, killed: bool },
+    CheckSays { agent: usize, boot: u64, launch: LaunchId },
+    ExecutorActs { agent: usize, boot: u64, launch: LaunchId },
     SupervisorDies { agent: usize },
     Replay { agent: usize },
     FrameworkTime { framework: usize, life: u64 },
@@ -178,6 +180,8 @@ impl World {
             Happening::ContainerEnds { agent, boot, launch, killed } => {
                 self.container_ends(agent, boot, launch, killed);
             }
+            Happening::CheckSays { agent, boot, launch } => self.check_says(agent, boot, launch),
+            Happening::ExecutorActs { agent, boot, launch } => self.executor_acts(agent, boot, launch),
             Happening::SupervisorDies { agent } => self.supervisor_dies(agent),
             Happening::Replay { agent } => self.replay(agent),
             Happening::FrameworkTime { framework, life } => self.framework_time(framework, life),
@@ -323,11 +327,17 @@ impl World {
             let Some(broker) = live.mind.broker() else { continue };
             let connected: Vec<_> = broker.connected_agents().collect();
             lines.push(format!("  connected {connected:?}"));
-            for task in live.mind.registry().tasks() {
+            for task in live.mind.registry().launches() {
                 let state = task.status.state;
                 lines.push(format!(
-                    "  {:?} of {:?} on {:?} seq {} {state} kill {:?}",
-                    task.launch_id, task.framework, task.agent, task.agent_seq, task.kill
+                    "  {:?} of {:?} on {:?} seq {} {state} kill {:?} {:?} {:?}",
+                    task.launch_id,
+                    task.framework,
+                    task.agent,
+                    task.agent_seq,
+                    task.kill,
+                    task.kind,
+                    task.group
                 ));
             }
             for agent in live.mind.registry().agents() {
@@ -346,6 +356,7 @@ impl World {
                 live.core.last_seq()
             ));
             lines.push(format!("  containers {:?}", agent.containers));
+            lines.push(format!("  programs {:?}", agent.programs));
         }
         lines.join("\n")
     }
