@@ -34,6 +34,8 @@ pub(crate) struct Files {
     file: Option<File>,
     /// Where the files begin and how long they are, ascending; the newest one is last.
     pieces: VecDeque<Piece>,
+    /// Whether `pieces` are known.
+    found: bool,
     /// The offset of the next byte.
     offset: u64,
     splice: bool,
@@ -54,15 +56,27 @@ impl Files {
     /// Goes on with the newest file in the directory, or begins the first; what fails is tried again with the next
     /// byte.
     pub(crate) fn open(add: Add, dir: OwnedFd) -> Self {
-        let pieces = existing(&dir, add.which.name()).unwrap_or_default();
-        // What the pump before lost at last may not show in the files.
-        let offset = pieces.back().map_or(0, Piece::end).max(add.offset);
-        let mut files = Files { add, dir, file: None, pieces, offset, splice: true };
-        let _ = match files.pieces.back() {
-            Some(newest) => open_file(&files.dir, add, newest.start).map(|file| files.file = Some(file)),
-            None => files.begin(),
-        };
+        let offset = add.offset;
+        let mut files =
+            Files { add, dir, file: None, pieces: VecDeque::new(), found: false, offset, splice: true };
+        let _ = files.find();
         files
+    }
+
+    /// Finds out what is there: before that nothing may be written, or it would be over something else.
+    fn find(&mut self) -> io::Result<()> {
+        if self.found {
+            return Ok(());
+        }
+        self.pieces = existing(&self.dir, self.add.which.name())?;
+        self.found = true;
+        // What the pump before lost at last may not show in the files.
+        self.offset = self.pieces.back().map_or(0, Piece::end).max(self.offset);
+        match self.pieces.back() {
+            Some(newest) => self.file = Some(open_file(&self.dir, self.add, newest.start)?),
+            None => self.begin()?,
+        }
+        Ok(())
     }
 
     /// The offset of the next byte.
@@ -77,6 +91,9 @@ impl Files {
 
     /// The stream is at its end. What was lost at last shows as an empty file.
     pub(crate) fn end(&mut self) {
+        if self.find().is_err() {
+            return;
+        }
         if self.pieces.back().is_none_or(|newest| newest.end() != self.offset) {
             let _ = self.begin();
         }
@@ -84,6 +101,9 @@ impl Files {
 
     /// Moves bytes from a pipe that has some, at most `room` of them.
     pub(crate) fn keep(&mut self, pipe: &OwnedFd, room: u64) -> Kept {
+        if !self.found && self.find().is_err() && !self.found {
+            return Kept::Lost(0);
+        }
         let newest = self.pieces.back().filter(|newest| newest.end() == self.offset);
         let fits = newest.is_some_and(|newest| newest.length < self.add.file_bytes);
         if (!fits || self.file.is_none()) && self.begin().is_err() {
@@ -208,6 +228,10 @@ fn existing(dir: &OwnedFd, stream: &str) -> io::Result<VecDeque<Piece>> {
 impl Files {
     pub(crate) fn use_splice(&mut self, splice: bool) {
         self.splice = splice;
+    }
+
+    pub(crate) fn look_at(&mut self, dir: OwnedFd) {
+        self.dir = dir;
     }
 
     /// The next bytes go into this one.

@@ -473,6 +473,22 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_looked_at_is_not_written_over() {
+        let mut fixture = fixture(100, true);
+        fixture.write(b"ab");
+        let begun = Instant::now();
+        let pipe = fixture.stream.pipe.try_clone().expect("duplicate");
+        // No directory, at first.
+        let file = File::open(fixture.dir.path().join("stdout.0")).expect("a file");
+        fixture.stream = Stream::open(add(100), pipe, file.into());
+        fixture.write_at(b"cd", begun);
+        assert_eq!((fixture.stream.dropped, fixture.files()), (2, files(&[("stdout.0", "ab")])));
+        fixture.stream.files.look_at(File::open(fixture.dir.path()).expect("directory").into());
+        fixture.write_at(b"ef", begun + 2 * WINDOW);
+        assert_eq!(fixture.files(), files(&[("stdout.0", "abef")]));
+    }
+
+    #[test]
     fn losses_of_a_pump_that_died_stay_counted() {
         let mut fixture = fixture(100, true);
         fixture.write(b"ab");

@@ -610,9 +610,12 @@ impl Containerizer for Fake {
             sink(ExecEvent::Failed { message, exit_code: None });
             return exec;
         }
+        drop(state);
         let (program, stdio) = exec_ends(spec);
+        // Without the node in hand, which it may look at.
         sink(ExecEvent::Started(stdio));
-        state.execs.insert(exec, Exec { launch, sink, program: Some(program), signals: Vec::new() });
+        let running = Exec { launch, sink, program: Some(program), signals: Vec::new() };
+        self.node.state().execs.insert(exec, running);
         exec
     }
 
