@@ -101,7 +101,9 @@ impl Files {
 
     /// Moves bytes from a pipe that has some, at most `room` of them.
     pub(crate) fn keep(&mut self, pipe: &OwnedFd, room: u64) -> Kept {
-        if !self.found && self.find().is_err() && !self.found {
+        // What it found and could not open is begun anew below.
+        let _ = self.find();
+        if !self.found {
             return Kept::Lost(0);
         }
         let newest = self.pieces.back().filter(|newest| newest.end() == self.offset);

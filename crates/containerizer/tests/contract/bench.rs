@@ -53,7 +53,7 @@ pub(crate) struct Bench {
 
 enum Kind {
     Fake { node: Node, life: Option<Fake> },
-    Real { options: Box<Options>, dir: PathBuf, life: Option<(Supervised, Receiver<Event>)> },
+    Real { options: Box<Options>, dir: PathBuf, life: Option<(Box<Supervised>, Receiver<Event>)> },
 }
 
 impl Bench {
@@ -134,7 +134,7 @@ impl Bench {
             Kind::Real { options, life, .. } => {
                 let (send, receive) = channel();
                 let sink = move |event| drop(send.send(event));
-                *life = Some((open((**options).clone(), sink).expect("opened"), receive));
+                *life = Some((Box::new(open((**options).clone(), sink).expect("opened")), receive));
             }
         }
         self.agent().recover(known.to_vec());
@@ -143,7 +143,7 @@ impl Bench {
     pub(crate) fn agent(&mut self) -> &mut dyn Containerizer {
         match &mut self.kind {
             Kind::Fake { life, .. } => life.as_mut().expect("alive"),
-            Kind::Real { life, .. } => &mut life.as_mut().expect("alive").0,
+            Kind::Real { life, .. } => &mut *life.as_mut().expect("alive").0,
         }
     }
 
