@@ -124,10 +124,7 @@ pub fn authorise(caller: &Caller, action: Action, object: &str) -> Result<(), De
             CallerKind::Master,
             Action::ActAsFramework | Action::ActAsAgent | Action::Read | Action::ReadLogs,
         ) => false,
-        (
-            CallerKind::Master,
-            Action::Exec | Action::Attach | Action::ReadFiles | Action::WriteFiles,
-        ) => false,
+        (CallerKind::Master, Action::Exec | Action::Attach | Action::ReadFiles | Action::WriteFiles) => false,
     };
     if allowed { Ok(()) } else { Err(Denied { caller: caller.clone(), action, object: object.to_owned() }) }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::caller::Caller;
 use crate::{
-    AgentId, AgentInfo, BootId, ClusterId, ClusterTime, ExecutorId, FrameworkId, FrameworkInfo, LaunchId, MasterId,
-    Reason, RequestId, Resources, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
+    AgentId, AgentInfo, BootId, ClusterId, ClusterTime, ExecutorId, FrameworkId, FrameworkInfo, LaunchId,
+    MasterId, Reason, RequestId, Resources, Role, SessionId, Status, TaskId, TaskLaunch, TaskSpec,
 };
 
 /// One entry of the log.
@@ -166,7 +166,9 @@ impl Refusal {
             Self::FeatureUnknown => "the agent does not know a feature that the task needs",
             Self::Atomic => "another part of the same atomic call was refused",
             Self::Group => "another task of the same group was refused",
-            Self::ExecutorDiffers => "the framework has an executor of this name, described differently, on the agent",
+            Self::ExecutorDiffers => {
+                "the framework has an executor of this name, described differently, on the agent"
+            }
         }
     }
 }

@@ -265,7 +265,9 @@ pub fn grouped(orders: impl IntoIterator<Item = AgentOrder>) -> Vec<AgentOrder> 
     for order in orders {
         match order {
             AgentOrder::Launch(launch) if launch.group.is_some() => match all.last_mut() {
-                Some(AgentOrder::LaunchGroup(before)) if before[0].group == launch.group => before.push(*launch),
+                Some(AgentOrder::LaunchGroup(before)) if before[0].group == launch.group => {
+                    before.push(*launch)
+                }
                 _ => all.push(AgentOrder::LaunchGroup(vec![*launch])),
             },
             other => all.push(other),

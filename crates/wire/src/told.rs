@@ -7,8 +7,8 @@ use bytes::Bytes;
 use proffer_types::command::Refusal;
 use proffer_types::event::{AgentReport, StreamEnd, Update};
 use proffer_types::{
-    AgentId, AttributeValue, ClusterId, Epoch, ExecutorId, FrameworkId, LaunchId, OfferId, Resources, Role, SessionId,
-    Status, TaskId,
+    AgentId, AttributeValue, ClusterId, Epoch, ExecutorId, FrameworkId, LaunchId, OfferId, Resources, Role,
+    SessionId, Status, TaskId,
 };
 
 /// What a Failure event says when an executor has ended.

@@ -9,7 +9,8 @@ use proffer_types::container::{
     Seccomp, UserNamespace,
 };
 use proffer_types::event::{
-    AgentOrder, AgentRefusal, AgentReport, DataAction, Group, Hello, LaunchKind, LaunchOrder, StreamEnd, Update,
+    AgentOrder, AgentRefusal, AgentReport, DataAction, Group, Hello, LaunchKind, LaunchOrder, StreamEnd,
+    Update,
 };
 use proffer_types::{
     AgentId, AgentInfo, AttributeValue, BootId, ClusterId, Epoch, ExecutorId, FrameworkId, FrameworkInfo,

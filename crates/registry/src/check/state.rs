@@ -78,7 +78,8 @@ impl Registry {
         )?;
         let in_order = task.pending.windows(2).all(|two| two[0].position() < two[1].position());
         ensure("pending statuses are in order", in_order, || format!("{id:?}"))?;
-        let replaced = |two: &[Status]| two[0].is_check() && two[1].is_check() && two[0].state == two[1].state;
+        let replaced =
+            |two: &[Status]| two[0].is_check() && two[1].is_check() && two[0].state == two[1].state;
         let kept = task.pending.windows(2).any(replaced);
         ensure("of what checks say the last is kept", !kept, || format!("{id:?}"))?;
         let newest = task.pending.last().is_none_or(|last| *last == task.status);

@@ -219,7 +219,8 @@ impl Net {
                 continue;
             }
             let group = node.held[&launch].group;
-            let together: Vec<LaunchId> = group.map_or(vec![launch], |group| group.launches().collect());
+            let together: Vec<LaunchId> =
+                group.map_or_else(|| vec![launch], |group| group.launches().collect());
             let whole = together.iter().all(|member| waiting(&node.held, *member));
             for member in together {
                 let Some(holding) = node.held.get_mut(&member).filter(|h| !h.started) else { continue };

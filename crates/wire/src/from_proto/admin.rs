@@ -18,8 +18,8 @@ use crate::admin::v1 as pb;
 use crate::common::v1 as common;
 use crate::malformed::{Malformed, Path, Problems, parse};
 use crate::rows::{
-    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions, StatusSummary,
-    TaskFilter, TaskRow, ViewStamp,
+    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, PageToken, ReadOptions,
+    StatusSummary, TaskFilter, TaskRow, ViewStamp,
 };
 use crate::told::{LogRange, LogStream};
 

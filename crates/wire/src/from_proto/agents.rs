@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proffer_types::command::Held;
-use proffer_types::event::{AgentOrder, AgentRefusal, AgentReport, DataAction, Group, Hello, LaunchKind, LaunchOrder, grouped};
+use proffer_types::event::{
+    AgentOrder, AgentRefusal, AgentReport, DataAction, Group, Hello, LaunchKind, LaunchOrder, grouped,
+};
 use proffer_types::limits::{EXECUTOR_MESSAGE_BYTES_MAX, SPEC_BYTES_MAX};
 use proffer_types::{AgentId, AgentInfo, AttributeValue, Epoch, ExecutorId, FrameworkId, LaunchId, Reason};
 
@@ -165,12 +167,7 @@ pub fn master_message(message: pb::MasterMessage) -> Result<(Epoch, Vec<AgentOrd
 }
 
 /// A message from or to an executor.
-fn message(
-    launch: u64,
-    data: Bytes,
-    at: &Path<'_>,
-    problems: &mut Problems,
-) -> Option<(LaunchId, Vec<u8>)> {
+fn message(launch: u64, data: Bytes, at: &Path<'_>, problems: &mut Problems) -> Option<(LaunchId, Vec<u8>)> {
     let launch = id(launch, at.field("launch_id"), problems)?;
     let bytes = data.len();
     if bytes > EXECUTOR_MESSAGE_BYTES_MAX {

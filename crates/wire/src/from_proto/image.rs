@@ -44,7 +44,7 @@ pub fn segment(bytes: &[u8]) -> Result<Segment, RecordError> {
         }
         Some(segment)
     })
-        .map_err(|error| RecordError::Invalid { what: WHAT, kind: named.0, error })
+    .map_err(|error| RecordError::Invalid { what: WHAT, kind: named.0, error })
 }
 
 fn records(body: Body, problems: &mut Problems) -> Option<Segment> {

@@ -26,14 +26,13 @@ use crate::malformed::{Path, Problems};
 
 pub use admin::{
     admin_view, agent_row, executor_row, framework_row, given_id, kill_task, list_agents, list_executors,
-    list_frameworks, list_tasks,
-    master_row, named_task, offer_row, page, read_logs, read_options, status_summary, task_row,
-    teardown_framework,
+    list_frameworks, list_tasks, master_row, named_task, offer_row, page, read_logs, read_options,
+    status_summary, task_row, teardown_framework,
 };
 pub use agents::{agent_message, data_chunk, data_request, master_message};
 pub use calls::{
-    accept, acknowledge, decline, kill, reconcile, revive, send_message, shutdown_executor, subscribe, suppress,
-    teardown, update_framework,
+    accept, acknowledge, decline, kill, reconcile, revive, send_message, shutdown_executor, subscribe,
+    suppress, teardown, update_framework,
 };
 pub use commands::entry;
 pub use events::{accept_response, events};

@@ -8,8 +8,8 @@ use super::tasks::{status, task_state};
 use super::{framework_info, resources, sixteen};
 use crate::admin::v1 as pb;
 use crate::rows::{
-    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, ReadOptions, StatusSummary, TaskFilter,
-    TaskRow, ViewStamp,
+    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, PageRequest, ReadOptions, StatusSummary,
+    TaskFilter, TaskRow, ViewStamp,
 };
 use crate::told::LogRange;
 

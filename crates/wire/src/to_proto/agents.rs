@@ -96,54 +96,58 @@ pub fn agent_order(order: &AgentOrder) -> Vec<pb::MasterItem> {
     use pb::master_item::Item;
     let item = |item| pb::MasterItem { item: Some(item) };
     vec![item(match order {
-            AgentOrder::Welcome { agent, cluster, ping_ms, reattach_spread_ms, last_seq } => Item::Welcome(pb::Welcome {
+        AgentOrder::Welcome { agent, cluster, ping_ms, reattach_spread_ms, last_seq } => {
+            Item::Welcome(pb::Welcome {
                 agent_id: agent.0,
                 cluster_id: cluster.to_string(),
                 ping_ms: *ping_ms,
                 reattach_spread_ms: *reattach_spread_ms,
                 last_seq: *last_seq,
-            }),
-            AgentOrder::SendListing => Item::SendListing(pb::SendListing {}),
-            AgentOrder::Launch(order) => Item::Launch(launch_order(order)),
-            AgentOrder::Kill { agent_seq, launch, grace_ms, reason } => Item::Kill(pb::Kill {
-                agent_seq: *agent_seq,
-                launch_id: launch.0,
-                grace_ms: *grace_ms,
-                reason: reason.name().into(),
-            }),
-            AgentOrder::Confirm { launch, task_seq } => {
-                Item::Confirm(pb::Confirm { launch_id: launch.0, task_seq: *task_seq })
-            }
-            AgentOrder::Forget { launch } => Item::Forget(pb::Forget { launch_id: launch.0 }),
-            AgentOrder::LaunchGroup(orders) => {
-                return orders.iter().map(|order| item(Item::Launch(launch_order(order)))).collect();
-            }
-            AgentOrder::Message { launch, data } => {
-                Item::Message(pb::Message { launch_id: launch.0, data: Bytes::copy_from_slice(data) })
-            }
-            AgentOrder::Ping { n } => Item::Ping(pb::Ping { n: *n }),
-            AgentOrder::OpenData { ticket, principal, action, launch, expires_ms } => Item::OpenData(pb::OpenData {
+            })
+        }
+        AgentOrder::SendListing => Item::SendListing(pb::SendListing {}),
+        AgentOrder::Launch(order) => Item::Launch(launch_order(order)),
+        AgentOrder::Kill { agent_seq, launch, grace_ms, reason } => Item::Kill(pb::Kill {
+            agent_seq: *agent_seq,
+            launch_id: launch.0,
+            grace_ms: *grace_ms,
+            reason: reason.name().into(),
+        }),
+        AgentOrder::Confirm { launch, task_seq } => {
+            Item::Confirm(pb::Confirm { launch_id: launch.0, task_seq: *task_seq })
+        }
+        AgentOrder::Forget { launch } => Item::Forget(pb::Forget { launch_id: launch.0 }),
+        AgentOrder::LaunchGroup(orders) => {
+            return orders.iter().map(|order| item(Item::Launch(launch_order(order)))).collect();
+        }
+        AgentOrder::Message { launch, data } => {
+            Item::Message(pb::Message { launch_id: launch.0, data: Bytes::copy_from_slice(data) })
+        }
+        AgentOrder::Ping { n } => Item::Ping(pb::Ping { n: *n }),
+        AgentOrder::OpenData { ticket, principal, action, launch, expires_ms } => {
+            Item::OpenData(pb::OpenData {
                 ticket: Bytes::copy_from_slice(ticket),
                 principal: principal.clone(),
                 action: data_action(*action).into(),
                 launch_id: launch.0,
                 expires_ms: *expires_ms,
-            }),
-            AgentOrder::Refused(refusal) => Item::Refused(pb::Refused {
-                code: refusal.code().into(),
-                message: match refusal {
-                    proffer_types::event::AgentRefusal::UnknownAgent => {
-                        "the cluster has no record of this agent: end everything and register anew"
-                    }
-                    proffer_types::event::AgentRefusal::WrongInstance => {
-                        "this agent's record belongs to another installation: use a work directory of its own"
-                    }
-                    proffer_types::event::AgentRefusal::WrongCluster => {
-                        "this agent belongs to another cluster: check --masters, or use an empty work directory"
-                    }
+            })
+        }
+        AgentOrder::Refused(refusal) => Item::Refused(pb::Refused {
+            code: refusal.code().into(),
+            message: match refusal {
+                proffer_types::event::AgentRefusal::UnknownAgent => {
+                    "the cluster has no record of this agent: end everything and register anew"
                 }
-                .into(),
-            }),
+                proffer_types::event::AgentRefusal::WrongInstance => {
+                    "this agent's record belongs to another installation: use a work directory of its own"
+                }
+                proffer_types::event::AgentRefusal::WrongCluster => {
+                    "this agent belongs to another cluster: check --masters, or use an empty work directory"
+                }
+            }
+            .into(),
+        }),
     })]
 }
 

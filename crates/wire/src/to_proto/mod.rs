@@ -20,8 +20,8 @@ use proffer_types::{ClusterId, Epoch};
 use crate::common::v1 as pb;
 
 pub use admin::{
-    admin_view, agent_row, executor_row, framework_row, kill_task, list_tasks, master_row, offer_row, page, read_logs,
-    read_options, status_summary, task_row, teardown_framework,
+    admin_view, agent_row, executor_row, framework_row, kill_task, list_tasks, master_row, offer_row, page,
+    read_logs, read_options, status_summary, task_row, teardown_framework,
 };
 pub use agents::{agent_message, agent_order, agent_report, data_chunk, data_request, master_message};
 pub use calls::{
@@ -30,8 +30,8 @@ pub use calls::{
 };
 pub use commands::entry;
 pub use events::{
-    SnapshotTask, accept_response, error, executor_ended, failure, heartbeat, message, offers, rescind, shape,
-    snapshot, snapshot_end, snapshot_task, subscribed, update,
+    SnapshotTask, accept_response, error, executor_ended, failure, heartbeat, message, offers, rescind,
+    shape, snapshot, snapshot_end, snapshot_task, subscribed, update,
 };
 pub use executors::{executor_event, executor_subscribe, executor_updates};
 pub use frameworks::framework_info;
