@@ -133,13 +133,13 @@ pub(super) fn run(args: &Args) -> Result<bool> {
         "per_second": told.rates.json(), "of_spawn_floor": told.of_spawn.json(),
         "of_nscg_floor": told.of_container.json(), "cpu": told.cpu.json(), "launch": told.latency.json(),
     });
+    tell(&summary);
     for subject in subjects {
         for load in subject.loads {
             load.stop()?;
         }
         subject.cluster.stop()?;
     }
-    tell(&summary);
     Ok(true)
 }
 

@@ -13,6 +13,9 @@ use crate::process;
 /// How long the node may take to let go of what has ended.
 const SETTLE: Duration = Duration::from_secs(30);
 
+/// As many looks without a change are taken for the end of changes.
+const QUIET_LOOKS: u32 = 10;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Containers at once.
@@ -97,18 +100,19 @@ fn snapshot(cluster: &Cluster) -> Value {
     })
 }
 
-/// Waits until cgroups, mounts, namespaces and descriptors are no more than at first. Directories are collected later,
-/// by age.
+/// Waits until mounts, namespaces and descriptors are no more than at first, and no cgroup goes any more: an agent keeps
+/// some for the next launches. Directories are collected later, by age.
 fn settled(cluster: &Cluster, base: Option<&Value>) -> Result<Value> {
-    let Some(base) = base else { return Ok(snapshot(cluster)) };
-    let mut last = Value::Null;
+    let (mut last, mut same) = (Value::Null, 0);
     let back = process::until("the node to let go of what has ended", SETTLE, || {
-        last = snapshot(cluster);
-        let same =
-            |at: &str| last.pointer(at).and_then(Value::as_u64) <= base.pointer(at).and_then(Value::as_u64);
+        let now = snapshot(cluster);
+        let value = |of: &Value, at: &str| of.pointer(at).and_then(Value::as_u64);
         let all =
             ["/mounts", "/namespaces", "/agent/descriptors", "/supervisor/descriptors", "/pump/descriptors"];
-        Ok(all.iter().all(|at| same(at)).then(|| last.clone()))
+        let back = base.is_none_or(|base| all.iter().all(|at| value(&now, at) <= value(base, at)));
+        same = if last["cgroups"] == now["cgroups"] { same + 1 } else { 0 };
+        last = now;
+        Ok((back && same >= QUIET_LOOKS).then(|| last.clone()))
     });
     Ok(back.unwrap_or(last))
 }
