@@ -243,6 +243,24 @@ async fn who_lies_or_exits_takes_its_tasks_along_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn who_does_not_shut_down_is_killed() {
+    let _machine = beside_others().await;
+    let (cluster, mut framework) = cluster(Options::default()).await;
+    framework.launch(LIMIT, "t", &bad("stuck"), None).await;
+    framework.state(LIMIT, "t", TaskState::Running).await;
+    // Its word is not needed for the end of its task.
+    framework.kill("t").await;
+    framework.state(LIMIT, "t", TaskState::Killing).await;
+    let agent = cluster.agent_rows().await[0].id;
+    framework.handle.shutdown_executor(agent, &name()).await.expect("committed");
+    let ended = framework.end_of(LIMIT, "t").await;
+    assert_eq!((ended.state, ended.reason), (TaskState::Killed, Reason::KillRequested), "{ended:?}");
+    cluster.all_free(LIMIT).await;
+    ran_on();
+    assert_eq!(cluster.end(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn who_floods_is_told_to_wait() {
     let _machine = beside_others().await;
     let (cluster, mut framework) = cluster(Options::default()).await;
