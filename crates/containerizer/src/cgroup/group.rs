@@ -175,11 +175,6 @@ impl Group {
         }
     }
 
-    /// Whether nothing is counted in it any more, what has ended and was not waited for included.
-    pub(super) fn is_clean(&self) -> Result<bool, Error> {
-        pids::current(&self.dir("pids")).map(|count| count == 0)
-    }
-
     /// The processes in it, in any hierarchy: none if it does not exist.
     pub(crate) fn processes(&self) -> Result<BTreeSet<i32>, Error> {
         let mut processes = BTreeSet::new();
@@ -265,14 +260,15 @@ impl Group {
         Ok(Counters { oom_kills: memory::oom_kills(&dir, v2)?, memory_peak_bytes: memory::peak(&dir, v2)? })
     }
 
-    /// What remains of it when it is empty: bytes, processes killed for want of memory, microseconds.
-    pub(super) fn rest(&self) -> Result<(u64, u64, u64), Error> {
+    /// What remains of it when nothing is counted in it any more, what has ended and was not waited for included: bytes,
+    /// processes killed for want of memory, microseconds.
+    pub(super) fn rest(&self) -> Result<Option<(u64, u64, u64)>, Error> {
+        if pids::current(&self.dir("pids"))? > 0 {
+            return Ok(None);
+        }
         let (dir, v2) = (self.dir("memory"), self.layout.is_v2());
-        Ok((
-            memory::current(&dir, v2)?,
-            memory::oom_kills(&dir, v2)?,
-            cpu::used_usec(&self.layout, &self.path)?,
-        ))
+        let cpu_usec = cpu::used_usec(&self.layout, &self.path)?;
+        Ok(Some((memory::current(&dir, v2)?, memory::oom_kills(&dir, v2)?, cpu_usec)))
     }
 
     /// What it uses now.

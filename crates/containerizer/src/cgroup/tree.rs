@@ -73,13 +73,16 @@ impl Tree {
         for group in [cpu.join(TOP), cpu.join(TOP).join(instance)] {
             cpu::set_share(&group, cpus * 1000 * TOP_SHARE, tree.layout.is_v2())?;
         }
+        let mut rules = tree.make_rules()?;
         let most = Some(supervisors_bytes).filter(|bytes| *bytes > 0);
-        tree.supervisors().limit_memory(most)?;
-        if let Some(units) = tree.layout.units() {
-            // Or systemd would take them for a part of the agent's unit, and end them with it.
-            tree.create_in(units)?;
+        // v1 refuses it while they use more.
+        if let Err(error) = tree.supervisors().limit_memory(most) {
+            rules.lacks.push(format!("the supervisors' memory is not limited: {}", chain(&error)));
         }
-        tree.rules = Arc::new(tree.make_rules()?);
+        if let Some(Err(error)) = tree.layout.units().map(|units| tree.create_in(units)) {
+            rules.lacks.push(format!("supervisors are not taken out of the agent's unit: {}", chain(&error)));
+        }
+        tree.rules = Arc::new(rules);
         tree.remove_strangers()?;
         tree.keep_memory();
         Ok(tree)
@@ -157,9 +160,12 @@ impl Tree {
         match own_of("devices") {
             Some(own) => {
                 let all = own.join(CONTAINERS);
-                make(&all)?;
-                devices::set_v1(&all)?;
-                rules.shared.push(all);
+                match make(&all).and_then(|()| devices::set_v1(&all)) {
+                    Ok(()) => rules.shared.push(all),
+                    Err(error) => {
+                        rules.lacks.push(format!("access to devices is not limited: {}", chain(&error)));
+                    }
+                }
             }
             None => rules.lacks.push("access to devices is not limited: no hierarchy for it".to_owned()),
         }
@@ -237,7 +243,22 @@ impl Tree {
         let slot = holding.slot;
         slots.hold(launch, holding)?;
         drop(slots);
-        let group = self.slot(slot);
+        let furnished = self.furnish(launch, &self.slot(slot), idle.as_ref(), limits, extras);
+        if furnished.is_err() {
+            // Nobody knows what is set in it.
+            self.spoil(launch);
+        }
+        furnished
+    }
+
+    fn furnish(
+        &self,
+        launch: LaunchId,
+        group: &Group,
+        idle: Option<&Idle>,
+        limits: &Limits,
+        extras: &Extras<'_>,
+    ) -> Result<Entry, Error> {
         match idle {
             Some(idle) => {
                 group.limit(limits, idle.limits.as_ref(), false)?;
@@ -291,11 +312,12 @@ impl Tree {
             memory_bytes_max: None,
             ..limits
         });
-        group.limit(&limits, Some(&before), false)?;
+        let limited = group.limit(&limits, Some(&before), false);
         if let Some(holding) = self.slots().get_mut(launch) {
+            holding.plain &= limited.is_ok();
             holding.limits = Some(limits);
         }
-        Ok(())
+        limited
     }
 
     /// The range of user ids that a container or one of its `kin` has, or else the next that is free of `count`.
@@ -313,13 +335,14 @@ impl Tree {
         };
         let group = self.slot(holding.slot);
         let kept = holding.limits.as_ref().is_none_or(|limits| limits.kept_bytes() > 0);
-        if holding.plain && self.slots().has_room() && group.is_clean()? {
-            if let Some(idle) = self.rest(&group, &holding)? {
-                let mut slots = self.slots();
-                slots.let_go(launch);
-                slots.put_idle(holding.framework, idle);
-                return Ok(true);
-            }
+        if holding.plain
+            && self.slots().has_room()
+            && let Some(idle) = rest(&group, &holding)
+        {
+            let mut slots = self.slots();
+            slots.let_go(launch);
+            slots.put_idle(holding.framework, idle);
+            return Ok(true);
         }
         if !group.remove()? {
             return Ok(false);
@@ -329,13 +352,6 @@ impl Tree {
             self.keep_memory();
         }
         Ok(true)
-    }
-
-    /// What is left in an emptied group, if that is little enough to use it again.
-    fn rest(&self, group: &Group, holding: &Holding) -> Result<Option<Idle>, Error> {
-        let (memory_bytes, oom_kills, cpu_usec) = group.rest()?;
-        let Holding { slot, limits, .. } = *holding;
-        Ok((memory_bytes <= LEFT_MAX).then_some(Idle { slot, limits, oom_kills, cpu_usec }))
     }
 
     /// Its group is not used again: more was done to it than a container does.
@@ -430,13 +446,19 @@ impl Tree {
         self.at(SUPERVISORS)
     }
 
+    fn dir_in(&self, root: &Path) -> PathBuf {
+        root.join(TOP).join(&self.instance)
+    }
+
     fn at(&self, name: &str) -> Group {
         Group::new(self.layout.clone(), &Path::new(TOP).join(&self.instance).join(name))
     }
 
-    /// Files by which a process enters the supervisors' group: it writes `0` to each.
+    /// Files by which a process enters the supervisors' group: it writes `0` to each. That of systemd's hierarchy is
+    /// among them, if it could be made: systemd would take a supervisor for a part of the agent's unit.
     pub(crate) fn supervisor_entries(&self) -> Result<Vec<File>, Error> {
-        let roots = self.layout.roots().into_iter().chain(self.layout.units().map(Path::to_owned));
+        let units = self.layout.units().filter(|units| self.dir_in(units).join(SUPERVISORS).is_dir());
+        let roots = self.layout.roots().into_iter().chain(units.map(Path::to_owned));
         let own = roots.map(|root| root.join(TOP).join(&self.instance).join(SUPERVISORS));
         own.map(|dir| {
             let path = dir.join("cgroup.procs");
@@ -500,6 +522,13 @@ impl Tree {
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().expect("no panic while it is held")
     }
+}
+
+/// An emptied group, if so little is left in it that it can be used again.
+fn rest(group: &Group, holding: &Holding) -> Option<Idle> {
+    let (memory_bytes, oom_kills, cpu_usec) = group.rest().ok()??;
+    let Holding { slot, limits, .. } = *holding;
+    (memory_bytes <= LEFT_MAX).then_some(Idle { slot, limits, oom_kills, cpu_usec })
 }
 
 impl Rules {

@@ -291,6 +291,29 @@ fn what_only_some_ask_for_is_set_and_not_passed_on() {
 }
 
 #[test]
+fn disks_are_shared_by_weight_or_that_is_refused() {
+    let Some(tree) = tree("weight") else { return };
+    let asked = Asked { io: Io { weight: 5_000, ..Io::default() }, ..Asked::default() };
+    match tree.take_with(1, &LIMITS, &asked) {
+        Ok(_) => {
+            let of = |v1, v2| tree.file(1, "io", v1, v2);
+            let bfq = of("blkio.bfq.weight", "io.bfq.weight");
+            let any = of("blkio.bfq.weight", "io.weight");
+            let has =
+                |weight: &Option<String>, value| weight.as_ref().is_some_and(|text| text.ends_with(value));
+            assert!(has(&bfq, "545") || has(&any, "5000"), "{bfq:?} {any:?}");
+        }
+        Err(Error::Refused { field, why }) => {
+            assert_eq!(field, "container.io.weight");
+            eprintln!("refused: {why}");
+        }
+        Err(other) => panic!("{other:?}"),
+    }
+    tree.spoil(LaunchId(1));
+    tree.release(1);
+}
+
+#[test]
 fn a_group_used_again_carries_nothing_over() {
     let Some(tree) = tree("again") else { return };
     let entry = tree.take(1, &LIMITS);
