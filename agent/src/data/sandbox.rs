@@ -480,7 +480,7 @@ impl Writing {
     /// The directory of a path, and the name in it.
     fn parent(&self, path: &Path) -> Result<(OwnedFd, OsString), Error> {
         let name = path.file_name().ok_or(Error::OutOfPlace("path: names no file"))?;
-        let parent = path.parent().unwrap_or(Path::new(""));
+        let parent = path.parent().unwrap_or_else(|| Path::new(""));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         Ok((self.sandbox.reach(parent, flags)?, name.to_owned()))
     }

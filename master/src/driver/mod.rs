@@ -60,6 +60,7 @@ pub struct View {
 }
 
 /// What others ask of the driver.
+#[allow(clippy::large_enum_variant, reason = "most are the large one, and each is moved twice")]
 pub(crate) enum Ask {
     /// A call, and who waits for its answer.
     Call { caller: Caller, call: Call, reply: Option<oneshot::Sender<Result<Reply, Refused>>> },

@@ -143,13 +143,12 @@ fn find<'a>(root: &'a Command, done: &[String], word: &str, masters: &[String]) 
     if wants.is_none()
         && !literal
         && let Some((name, value)) = word.clone().split_once('=')
+        && let Some(flag) = flag(command, name).filter(|flag| takes_value(flag))
     {
-        if let Some(flag) = flag(command, name).filter(|flag| takes_value(flag)) {
-            (before, word, arg) = (format!("{name}="), value.to_owned(), Some(flag));
-        }
+        (before, word, arg) = (format!("{name}="), value.to_owned(), Some(flag));
     }
     let is_value = arg.is_some();
-    if arg.is_none() && !(word.starts_with('-') && !literal) {
+    if arg.is_none() && (literal || !word.starts_with('-')) {
         arg = at(command, positional);
     }
     let open = !is_value && !literal;
