@@ -123,7 +123,7 @@ fn find(
         if mount.kind == "cgroup2" {
             let present = controllers_at(&mount.point);
             let has = |name: &&str| present.split_whitespace().any(|present| present == *name);
-            if NEEDED.iter().all(|name| has(name)) {
+            if NEEDED.iter().all(&has) {
                 let used = NEEDED.iter().chain(&OPTIONAL).filter(|name| has(name));
                 let controllers = used.map(|name| (*name).to_owned()).collect();
                 return Ok(Layout::V2 { root: mount.point, controllers });
