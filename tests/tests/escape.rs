@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use proffer_tests::cluster::{Cluster, Framework, Options, info, is_root, shell};
+use proffer_tests::cluster::{Cluster, Framework, Options, info, is_root, spec};
 use proffer_types::TaskState;
 
 use super::{LIMIT, beside_others, good, ran_on};
@@ -50,6 +50,8 @@ async fn output_and_removal_stay_where_they_belong() {
     let mut framework = Framework::connect(&cluster.addresses(), info("escape")).await;
     let agent = cluster.agents[0].dir.display().to_string();
     let script = ROBBER.replace("{canary}", &canary.display().to_string()).replace("{agent}", &agent);
+    // Enough to have looked everywhere soon, on a slow machine too.
+    let shell = |script: &str| spec("cpus:2;mem:32MiB", &["/bin/sh", "-c", script]);
     framework.launch(LIMIT, "robber", &shell(&script), None).await;
     // Followed while it happens.
     let output = good(cluster.run(2 * LIMIT, &["task", "logs", "-f", "--stream", "stdout", "robber"]).await);
