@@ -304,7 +304,9 @@ fn held(args: &Args, subject: &mut Subject, idle: &Value) -> Result<()> {
     let without = memory(&subject.cluster);
     let started = subject.loads[0].order(&format!("hold {count} {HELD}"))?;
     let with = memory(&subject.cluster);
-    let supervisors = subject.cluster.supervisors();
+    // Without containers there are no groups of our own to look at.
+    let supervisors =
+        if subject.containerizer == "linux" { subject.cluster.supervisors() } else { Vec::new() };
     let mut charged: Vec<u64> = supervisors.first().map(|&pid| look::charged_beside(pid)).unwrap_or_default();
     charged.sort_unstable();
     let rss = |look: &Value, part: &str| -> f64 {
