@@ -39,7 +39,8 @@ async fn a_task_that_exits_7_while_its_agent_is_dead_is_reported_so() {
     framework.state(LIMIT, "seven", TaskState::Running).await;
     let before = pids_of_task(&cluster);
     cluster.agents[0].kill();
-    assert_eq!(pids_of_task(&cluster), before, "the task goes on");
+    // Its shell is the same one; what that starts in order to wait comes and goes.
+    assert!(pids_of_task(&cluster).iter().any(|pid| before.contains(pid)), "the task goes on");
     touch(&cluster, "go");
     until_true("the task ends alone", LIMIT, || pids_of_task(&cluster).is_empty()).await;
     cluster.agents[0].start();
@@ -118,12 +119,13 @@ async fn masters_killed_all_at_once_know_everything_again_from_disk() {
     let _machine = beside_others().await;
     let options = Options { masters: 3, agents: 2, containerizer: best(), ..Options::default() };
     let mut cluster = Cluster::start(options).await;
+    // Before there is anyone to hold offers.
+    assert_eq!(cluster.run(LIMIT, &["run", "--", "true"]).await.code, Some(0));
     let mut framework = Framework::connect(&cluster.addresses(), info("survivor")).await;
     for task in ["one", "two"] {
         framework.launch(LIMIT, task, &shell("exec sleep 300"), None).await;
         framework.state(LIMIT, task, TaskState::Running).await;
     }
-    assert_eq!(cluster.run(LIMIT, &["run", "--", "true"]).await.code, Some(0));
     let filter = TaskFilter::default();
     let before = cluster.admin().tasks(&filter).await.expect("tasks");
     let processes: Vec<_> = started(&cluster);
