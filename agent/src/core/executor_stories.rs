@@ -119,6 +119,20 @@ fn after_a_crash_an_executor_takes_up_where_it_was() {
     assert_eq!(killed[0], "write 60 3:KILLED(kill_requested)");
 }
 
+/// The agent dies between the two records of an end, and so the executor says it again.
+#[test]
+fn an_end_that_was_written_down_but_not_counted_is_no_lie() {
+    let mut story = Story::with_executor();
+    story.orders(5, vec![task(2, 60)]);
+    story.updates(vec![update(60, 1, TaskState::Running), update(60, 2, TaskState::Finished)]);
+    assert!(matches!(story.records.pop(), Some(Record::Heard { .. })));
+    story.restart();
+    story.event(started(50));
+    story.subscribe(9, &[60]);
+    assert_eq!(story.updates(vec![update(60, 2, TaskState::Finished)]), ["write heard 60 2"]);
+    assert_eq!(story.updates(vec![update(60, 2, TaskState::Finished)]), [""; 0]);
+}
+
 #[test]
 fn a_task_of_an_executor_is_killed_by_it() {
     let mut story = Story::with_executor();

@@ -179,6 +179,12 @@ impl Core {
             }
         }
         let before = task.updates.state();
+        if state.is_terminal() && before == Some(state) {
+            // Written down by an earlier life of the agent, which did not come to count it.
+            task.heard = seq;
+            self.effects.push(Effect::Checkpoint(Record::Heard { launch, seq }));
+            return Ok(());
+        }
         // That it is being killed was said by the agent; that it runs was true when the executor said so.
         let late =
             before == Some(TaskState::Killing) && matches!(state, TaskState::Starting | TaskState::Running);

@@ -108,6 +108,8 @@ pub struct Core {
     offers: BTreeMap<OfferId, (AgentId, Role)>,
     /// Counts the subscriptions that were refused for what they said of the framework while that was being changed.
     infos_tried: usize,
+    /// The log index at which the info in `config` took effect; 0 for that of the first Subscribe.
+    info_index: u64,
     suppressed: BTreeSet<Role>,
     resyncs: u32,
     outputs: VecDeque<Output>,
@@ -133,6 +135,7 @@ impl Core {
             tasks: Tasks::default(),
             offers: BTreeMap::new(),
             infos_tried: 0,
+            info_index: 0,
             suppressed: config.suppressed.clone(),
             resyncs: 0,
             outputs: VecDeque::new(),
@@ -546,7 +549,11 @@ impl Core {
             }
             Request::Acknowledge(acks) if result.is_ok() => self.tasks.acknowledged(acks),
             Request::UpdateFramework(info) => {
-                if result.is_ok() {
+                // Two that were asked at once may take effect, and be answered, in any order.
+                if let Ok(Reply::Done { index }) = result
+                    && index > self.info_index
+                {
+                    self.info_index = index;
                     self.config.info.clone_from(info);
                 }
                 self.infos_tried = 0;

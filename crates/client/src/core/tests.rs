@@ -275,6 +275,32 @@ fn a_subscription_in_the_middle_of_a_change_says_either() {
 }
 
 #[test]
+fn of_two_changes_the_one_that_took_effect_last_counts() {
+    let (mut core, dial) = live();
+    let info = |name: &str| FrameworkInfo { name: name.into(), ..config(&["a"]).info };
+    let first = core.call(1, Request::UpdateFramework(info("first")));
+    let second = core.call(1, Request::UpdateFramework(info("second")));
+    core.on_reply(2, dial, second, Ok(Reply::Done { index: 5 }));
+    core.on_reply(2, dial, first, Ok(Reply::Done { index: 4 }));
+    drain(&mut core);
+    core.on_stream_end(3, dial, Failure::Transport("lost".into()));
+    let mut now = 3;
+    let said = loop {
+        assert!(now < 100_000, "no subscription");
+        now += 10;
+        core.on_time(now);
+        let said = drain(&mut core).into_iter().find_map(|output| match output {
+            Output::Dial { subscribe, .. } => Some(subscribe.info),
+            _ => None,
+        });
+        if let Some(said) = said {
+            break said;
+        }
+    };
+    assert_eq!(said.name, "second");
+}
+
+#[test]
 fn statuses_are_shown_once_and_acknowledged_when_dealt_with() {
     let (mut core, dial) = live();
     core.on_heard(1, dial, Heard::Update(update(9, TaskState::Running, 1)));
