@@ -33,6 +33,8 @@ pub use value::*;
 const RESYNC_PAUSE_MIN_MS: u64 = 100;
 /// Longest pause after a cut.
 const RESYNC_PAUSE_MAX_MS: u64 = 5_000;
+/// Attempts to subscribe that may be refused after later ones were begun.
+const DIALS_REMEMBERED: u64 = 64;
 /// A stream that lasted this long was not cut "repeatedly".
 const RESYNC_CALM_MS: u64 = 60_000;
 /// Protected calls in flight: below the cluster's limit of open answers, so that it is never reached.
@@ -108,6 +110,10 @@ pub struct Core {
     offers: BTreeMap<OfferId, (AgentId, Role)>,
     /// Counts the subscriptions that were refused for what they said of the framework while that was being changed.
     infos_tried: usize,
+    /// What the newest subscriptions said of the framework.
+    infos_said: BTreeMap<DialId, FrameworkInfo>,
+    /// What was refused since the last change was answered.
+    infos_refused: Vec<FrameworkInfo>,
     /// The log index at which the info in `config` took effect; 0 for that of the first Subscribe.
     info_index: u64,
     suppressed: BTreeSet<Role>,
@@ -135,6 +141,8 @@ impl Core {
             tasks: Tasks::default(),
             offers: BTreeMap::new(),
             infos_tried: 0,
+            infos_said: BTreeMap::new(),
+            infos_refused: Vec::new(),
             info_index: 0,
             suppressed: config.suppressed.clone(),
             resyncs: 0,
@@ -284,7 +292,7 @@ impl Core {
             Failure::Completed(why) => return self.on_completed(now, why),
             // Whether a change took effect is not known until its answer comes, and that comes only to a subscriber.
             Failure::Refused(refused)
-                if refused.kind == RefusedKind::Invalid && self.infos_tried < self.infos().count() - 1 =>
+                if refused.kind == RefusedKind::Invalid && self.may_be_called_otherwise(dial) =>
             {
                 self.infos_tried += 1;
                 self.seek.failed(now, dial, false, 0, text);
@@ -461,6 +469,8 @@ impl Core {
         self.seek.dialled(now, &master, dial);
         let count = self.infos().count();
         let info = self.infos().nth(self.infos_tried % count).unwrap_or(&self.config.info).clone();
+        self.infos_said.retain(|before, _| before.0 + DIALS_REMEMBERED > dial.0);
+        self.infos_said.insert(dial, info.clone());
         let subscribe = Box::new(Subscribe {
             info,
             framework: self.framework,
@@ -469,6 +479,12 @@ impl Core {
             suppressed: self.suppressed.iter().cloned().collect(),
         });
         self.outputs.push_back(Output::Dial { dial, master, subscribe });
+    }
+
+    /// Whether a subscription that was refused may have been so for its info only, and there is another to try.
+    fn may_be_called_otherwise(&mut self, dial: DialId) -> bool {
+        self.infos_refused.extend(self.infos_said.remove(&dial));
+        self.infos().any(|info| !self.infos_refused.contains(info))
     }
 
     /// What the cluster may know of the framework: what it was told last, and what it is being told.
@@ -557,6 +573,7 @@ impl Core {
                     self.config.info.clone_from(info);
                 }
                 self.infos_tried = 0;
+                self.infos_refused.clear();
             }
             _ => {}
         }
