@@ -14,7 +14,8 @@ use proffer_wire::admin::v1 as pb;
 use proffer_wire::admin::v1::admin_service_client::AdminServiceClient;
 use proffer_wire::malformed::Malformed;
 use proffer_wire::rows::{
-    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, ReadOptions, StatusSummary, TaskFilter, TaskRow, ViewStamp,
+    AgentRow, ExecutorRow, FrameworkRow, MasterRow, OfferRow, ReadOptions, StatusSummary, TaskFilter,
+    TaskRow, ViewStamp,
 };
 use proffer_wire::{from_proto, to_proto};
 use tokio::time::Instant;
