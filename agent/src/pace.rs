@@ -37,12 +37,12 @@ impl Pace {
 
     /// These are sent.
     pub(crate) fn sent(&mut self, reports: &[AgentReport], now: Instant) {
-        let statuses = reports.iter().filter_map(|report| match report {
+        let mut statuses = reports.iter().filter_map(|report| match report {
             AgentReport::Status { launch, status } => Some((*launch, status.task_seq)),
             _ => None,
         });
         let count = statuses.clone().count();
-        if let Some((launch, task_seq)) = statuses.last() {
+        if let Some((launch, task_seq)) = statuses.next_back() {
             self.on_its_way = Some((launch, task_seq, now + PATIENCE));
             self.level = self.level_at(now) + count as f64;
             self.last = Some(now);

@@ -139,7 +139,7 @@ fn environment(order: &LaunchOrder, place: Place<'_>) -> BTreeMap<String, String
     match (&order.kind, place.executor_socket) {
         (LaunchKind::Executor(id), socket) => {
             fact("PROFFER_EXECUTOR_ID", id.to_string());
-            let socket = socket.unwrap_or(Path::new("")).to_string_lossy().into_owned();
+            let socket = socket.map(Path::to_string_lossy).unwrap_or_default().into_owned();
             fact("PROFFER_EXECUTOR_SOCKET", socket);
         }
         (LaunchKind::Task | LaunchKind::TaskOf(_), _) => {

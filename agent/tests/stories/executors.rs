@@ -106,7 +106,7 @@ async fn an_executor_runs_tasks_over_a_restart_of_the_agent() {
     assert_eq!(status(&mut master).await, (200, 1, TaskState::Running));
     let finish = |data: &[u8]| AgentOrder::Message { launch: LaunchId(100), data: data.into() };
     master.send(5, vec![finish(b"one")]).await;
-    let mut said = vec![master.report().await, master.report().await];
+    let mut said = [master.report().await, master.report().await];
     said.sort_by_key(|report| matches!(report, AgentReport::Message { .. }));
     assert!(matches!(&said[0], AgentReport::Status { launch, .. } if launch.0 == 200));
     assert_eq!(said[1], AgentReport::Message { launch: LaunchId(100), data: b"one".into() });

@@ -367,11 +367,11 @@ impl Framework {
             Event::Update(view) => {
                 let state = view.status.state;
                 let mut began = false;
-                if state == TaskState::Running || state.is_terminal() {
-                    if let Some(since) = self.open.remove(&view.task) {
-                        began = true;
-                        times.launch.push(micros(since));
-                    }
+                if (state == TaskState::Running || state.is_terminal())
+                    && let Some(since) = self.open.remove(&view.task)
+                {
+                    began = true;
+                    times.launch.push(micros(since));
                 }
                 if state.is_terminal() {
                     let held = self.running.remove(&view.task) || self.parked.remove(&view.task);

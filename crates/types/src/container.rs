@@ -40,8 +40,10 @@ pub struct Seccomp {
 
 named_enum!(
     /// Whose user ids a container's are.
+    #[derive(Default)]
     UserNamespace {
         /// As the agent is set up.
+        #[default]
         Default = 0 "default",
         /// A range of 65,536 ids that no other task has: user 0 inside is nobody outside.
         Private = 1 "private",
@@ -49,12 +51,6 @@ named_enum!(
         Host = 2 "host",
     }
 );
-
-impl Default for UserNamespace {
-    fn default() -> Self {
-        Self::Default
-    }
-}
 
 named_enum!(
     /// A resource of getrlimit(2).

@@ -213,8 +213,10 @@ impl World {
                 self.checker.groups.insert(group.first, group);
             }
             if let LaunchKind::TaskOf(executor) = task.kind {
-                let by =
-                    before.task(executor).or(after.task(executor)).expect("it is made with its first task");
+                let by = before
+                    .task(executor)
+                    .or_else(|| after.task(executor))
+                    .expect("it is made with its first task");
                 let ends = by.kill.is_some() || by.is_terminal();
                 assert!(!ends, "{:?} is for {executor:?}, which ends", task.launch_id);
             }

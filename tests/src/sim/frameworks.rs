@@ -386,7 +386,8 @@ impl World {
             live.core.call(now, Request::ShutdownExecutor { agent, executor });
         } else if live.core.is_live() && dice == 21 {
             let other = [Role::new("other").expect("a role")];
-            let roles = std::iter::once(own_role(n)).chain(other.into_iter().filter(|_| pick % 2 == 0));
+            let roles =
+                std::iter::once(own_role(n)).chain(other.into_iter().filter(|_| pick.is_multiple_of(2)));
             let info = FrameworkInfo {
                 name: format!("framework{n} of {now}"),
                 roles: roles.collect(),

@@ -79,7 +79,7 @@ fn io(given: pb::Io, at: &Path<'_>, problems: &mut Problems) -> Option<Io> {
 
 /// Reads what may be used above what is held.
 pub(crate) fn burst(given: Option<pb::Burst>) -> Burst {
-    given.map_or(Burst::default(), |given| Burst { cpus_milli: given.cpus, memory_bytes: given.mem })
+    given.map_or_else(Burst::default, |given| Burst { cpus_milli: given.cpus, memory_bytes: given.mem })
 }
 
 /// Reads a check.
@@ -141,14 +141,16 @@ pub(crate) fn permitted(spec: &TaskSpec, at: &Path<'_>, problems: &mut Problems)
     let mut checks = Some(());
     if let Some(health) = &spec.health {
         let at = at.field("health_check");
-        checks = checks.and(permitted_check(&health.check, spec, &at.field("check"), problems));
-        checks = checks.and(duration(health.grace_ms, 0, at.field("grace_ms"), problems));
+        let check = permitted_check(&health.check, spec, &at.field("check"), problems);
+        let grace = duration(health.grace_ms, 0, at.field("grace_ms"), problems);
+        checks = check.and(grace);
         if health.failures == 0 {
             checks = problems.invalid(at.field("failures"), "must be at least 1");
         }
     }
     if let Some(readiness) = &spec.readiness {
-        checks = checks.and(permitted_check(readiness, spec, &at.field("readiness_check"), problems));
+        let check = permitted_check(readiness, spec, &at.field("readiness_check"), problems);
+        checks = checks.and(check);
     }
     let completion = duration(spec.max_completion_ms, 0, at.field("max_completion_ms"), problems);
     container.and(burst).and(checks).and(completion)
@@ -215,12 +217,14 @@ fn permitted_burst(spec: &TaskSpec, at: &Path<'_>, problems: &mut Problems) -> O
 fn permitted_check(given: &Check, spec: &TaskSpec, at: &Path<'_>, problems: &mut Problems) -> Option<()> {
     let mut good = duration(given.delay_ms, 0, at.field("delay_ms"), problems);
     for (name, value) in [("interval_ms", given.interval_ms), ("timeout_ms", given.timeout_ms)] {
-        good = good.and(duration(value, CHECK_PERIOD_MIN_MS, at.field(name), problems));
+        let period = duration(value, CHECK_PERIOD_MIN_MS, at.field(name), problems);
+        good = good.and(period);
     }
     let (port, text) = match &given.probe {
         Probe::Command(argv) => {
             let at = at.field("command");
-            return good.and(super::tasks::argv(argv.clone(), &at, problems).map(drop));
+            super::tasks::argv(argv.clone(), &at, problems)?;
+            return good;
         }
         Probe::Http { port, path } => (*port, path.as_str()),
         Probe::Tcp { port } => (*port, ""),
