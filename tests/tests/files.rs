@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proffer_tests::cluster::{Cluster, Options, audit, until};
+use tokio::io::AsyncReadExt as _;
 
 use super::{LIMIT, beside_others, best, good, json, ran_on};
 
@@ -130,7 +131,11 @@ async fn a_hostile_sandbox_shows_nothing_of_the_host_and_hangs_nobody() {
     let before = audit::resident_bytes(cluster.agents[0].pid());
     let mut child =
         cluster.proffer(&cluster.addresses(), &["task", "cp", "hostile:sparse", "-"]).spawn().unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // More than the agent may grow by has gone through it by then.
+    let mut through = child.stdout.take().unwrap().take(64 << 20);
+    let mut nowhere = tokio::io::sink();
+    let read = tokio::time::timeout(LIMIT, tokio::io::copy(&mut through, &mut nowhere));
+    assert_eq!(read.await.expect("it flows").unwrap(), 64 << 20);
     child.kill().await.unwrap();
     let after = audit::resident_bytes(cluster.agents[0].pid());
     assert!(after < before + (32 << 20), "the agent grew from {before} to {after} bytes");
