@@ -36,12 +36,13 @@ impl Step<'_> {
         let (id, session) = (known.id, known.session);
         let same = origin != RequestId::default() && self.state.session_origin(session) == Some(origin);
         if same {
-            self.connect(id, session, origin, info);
+            // What it says of itself is what it said then; an UpdateFramework may have come since.
+            self.connect(id, session, origin, None);
         } else if framework.is_some() {
             // Whoever opens a session knows nothing of the calls of the one before.
             self.state.sessions.remove(&session);
             let session = self.new_session(id, origin);
-            self.connect(id, session, origin, info);
+            self.connect(id, session, origin, Some(info));
         } else {
             // A late repetition of the first Subscribe, after another session was opened.
             return Err(Rejection::SessionFenced);
@@ -80,10 +81,18 @@ impl Step<'_> {
         session
     }
 
-    fn connect(&mut self, id: FrameworkId, session: SessionId, origin: RequestId, info: &FrameworkInfo) {
+    fn connect(
+        &mut self,
+        id: FrameworkId,
+        session: SessionId,
+        origin: RequestId,
+        info: Option<&FrameworkInfo>,
+    ) {
         if let Some(framework) = self.state.frameworks.get_mut(&id) {
             framework.session = session;
-            framework.info = info.clone();
+            if let Some(info) = info {
+                framework.info = info.clone();
+            }
             framework.state = FrameworkState::Connected;
         }
         self.tell(Change::SessionOpened { framework: id, session, origin });

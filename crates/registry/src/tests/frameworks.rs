@@ -330,6 +330,21 @@ fn a_framework_may_say_anything_else_but_another_user() {
 }
 
 #[test]
+fn a_late_repetition_of_the_first_subscribe_takes_no_update_back() {
+    let mut lab = Lab::default();
+    let first = open(None, 7, framework_info());
+    lab.run(first.clone());
+    let framework = lab.registry.framework_by_origin(&Caller::anonymous(), RequestId(7)).expect("opened").id;
+    let session = lab.fw(framework).session;
+    let info = FrameworkInfo { name: "other".into(), ..framework_info() };
+    let call = lab.call(framework);
+    lab.run(Command::UpdateFramework { call, info: info.clone() });
+    let changes = lab.run(first);
+    assert!(matches!(changes[..], [Change::SessionOpened { session: again, .. }] if again == session));
+    assert_eq!(lab.fw(framework).info, info);
+}
+
+#[test]
 fn one_that_now_ends_with_its_tasks_ends_with_them() {
     let mut lab = Lab::default();
     let (agent, framework) = (lab.agent("cpus:1"), lab.framework());
