@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cgroups_rs::fs::cpu::CpuController;
 
-use super::{Layout, read_keyed, read_number};
+use super::group::Group;
 use crate::Error;
 
 /// The period of the limit, in microseconds. A smaller limit than 1 ms per period is refused by the kernel, so that
@@ -53,15 +53,13 @@ pub(super) fn set_limit(dir: &Path, cpus_milli: Option<u64>, v2: bool) -> Result
 }
 
 /// Processor time so far (microseconds); 0 on v1 without cpuacct.
-pub(super) fn used_usec(layout: &Layout, group: &Path) -> Result<u64, Error> {
-    match layout {
-        Layout::V2 { root, .. } => {
-            Ok(read_keyed(root.join(group).join("cpu.stat"), "usage_usec")?.unwrap_or(0))
-        }
-        Layout::V1 { .. } => match layout.root_of("cpuacct") {
-            Some(root) => Ok(read_number(root.join(group).join("cpuacct.usage"))? / 1000),
-            None => Ok(0),
-        },
+pub(super) fn used_usec(group: &Group) -> Result<u64, Error> {
+    if group.is_v2() {
+        return Ok(group.dir("cpu").keyed("cpu.stat", "usage_usec")?.unwrap_or(0));
+    }
+    match group.dir_if_any("cpuacct") {
+        Some(dir) => Ok(dir.number("cpuacct.usage")? / 1000),
+        None => Ok(0),
     }
 }
 

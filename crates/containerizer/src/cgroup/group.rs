@@ -1,16 +1,18 @@
 //! One container's group.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use proffer_types::Ranges;
 use proffer_types::container::Io;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::files::{Dir, Open};
 use super::{Layout, cpu, cpuset, freezer, hugetlb, io as disks, make, memory, pids};
 use crate::{Error, Usage};
 
@@ -55,13 +57,13 @@ impl Extras<'_> {
 }
 
 /// How a process is put into a group.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Entry {
     /// v2: the directory, which clone3 enters.
-    Directory(OwnedFd),
+    Directory(Arc<OwnedFd>),
     /// v1: the `tasks` of each hierarchy. Who writes its own number, or 0, waits for nobody; through `cgroup.procs`
     /// it would wait until no process of the machine is forking.
-    Tasks(Vec<OwnedFd>),
+    Tasks(Vec<Arc<OwnedFd>>),
 }
 
 /// What the kernel counted of a group.
@@ -72,20 +74,43 @@ pub(crate) struct Counters {
 }
 
 /// A group, made or not: a path in each hierarchy.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Group {
-    layout: Layout,
+    layout: Arc<Layout>,
     path: PathBuf,
+    open: Option<Open>,
+}
+
+/// v1: a group that containers share in a hierarchy where all are alike.
+#[derive(Debug)]
+pub(super) struct Common {
+    dir: PathBuf,
+    tasks: Arc<OwnedFd>,
+}
+
+impl Common {
+    pub(super) fn open(dir: PathBuf) -> Result<Self, Error> {
+        Ok(Self { tasks: open_tasks(&dir)?, dir })
+    }
 }
 
 impl Group {
-    pub(super) fn new(layout: Layout, path: &Path) -> Self {
-        Self { layout, path: path.to_owned() }
+    pub(super) fn new(layout: Arc<Layout>, path: &Path) -> Self {
+        Self { layout, path: path.to_owned(), open: None }
+    }
+
+    /// Has its files stay open once they have been.
+    pub(super) fn staying_open(self) -> Self {
+        Self { open: Some(Open::default()), ..self }
+    }
+
+    pub(super) fn is_v2(&self) -> bool {
+        self.layout.is_v2()
     }
 
     /// Makes the group, without limits.
     pub(super) fn create(&self) -> Result<(), Error> {
-        self.dirs().iter().try_for_each(|dir| make(dir))
+        self.paths().iter().try_for_each(|dir| make(dir))
     }
 
     /// Sets the limits, before anything runs in it. What it had `before` is not set again.
@@ -93,27 +118,27 @@ impl Group {
         let v2 = self.layout.is_v2();
         let differs = |of: fn(&Limits) -> Option<u64>| before.is_none_or(|before| of(before) != of(limits));
         if differs(|limits| Some(limits.cpus_milli)) {
-            cpu::set_share(&self.dir("cpu"), limits.cpus_milli, v2)?;
+            cpu::set_share(&self.path("cpu"), limits.cpus_milli, v2)?;
         }
         if differs(|limits| limits.cpus_milli_max) {
-            cpu::set_limit(&self.dir("cpu"), limits.cpus_milli_max, v2)?;
+            cpu::set_limit(&self.path("cpu"), limits.cpus_milli_max, v2)?;
         }
         if differs(|limits| limits.memory_bytes_max) {
-            memory::set_limit(&self.dir("memory"), limits.memory_bytes_max, v2, fresh)?;
+            memory::set_limit(&self.path("memory"), limits.memory_bytes_max, v2, fresh)?;
         }
         if differs(|limits| Some(limits.kept_bytes())) && !(fresh && limits.kept_bytes() == 0) {
-            memory::set_kept(&self.dir("memory"), limits.kept_bytes(), v2)?;
+            memory::set_kept(&self.path("memory"), limits.kept_bytes(), v2)?;
         }
         if differs(|limits| Some(limits.pids_max)) {
             // Init is a process too, and not the task's.
-            pids::set_limit(&self.dir("pids"), limits.pids_max.saturating_add(1), v2)?;
+            pids::set_limit(&self.path("pids"), limits.pids_max.saturating_add(1), v2)?;
         }
         Ok(())
     }
 
     /// Sets the limit of its memory alone; the kernel then ends single processes of it.
     pub(super) fn limit_memory(&self, bytes: Option<u64>) -> Result<(), Error> {
-        memory::set_limit(&self.dir("memory"), bytes, self.layout.is_v2(), false)
+        memory::set_limit(&self.path("memory"), bytes, self.layout.is_v2(), false)
     }
 
     /// Sets what only some ask for, in a group that was just made.
@@ -147,20 +172,33 @@ impl Group {
         Ok(())
     }
 
-    /// Opens what a process is put into the group by; on v1 into the groups `shared` as well, but for those in whose
+    /// Opens what a process is put into the group by; on v1 into the groups `common` as well, but for those in whose
     /// hierarchy it has one of its own, which a `plain` one has not.
-    pub(super) fn entry(&self, shared: &[PathBuf], plain: bool) -> Result<Entry, Error> {
+    pub(super) fn entry(&self, common: &[Common], plain: bool) -> Result<Entry, Error> {
+        // One that is not plain may come to have further groups.
+        let Some(open) = self.open.as_ref().filter(|_| plain) else { return self.open_entry(common, plain) };
+        if let Some(entry) = open.entry.get() {
+            return Ok(entry.clone());
+        }
+        let entry = self.open_entry(common, plain)?;
+        Ok(open.entry.get_or_init(|| entry).clone())
+    }
+
+    fn open_entry(&self, common: &[Common], plain: bool) -> Result<Entry, Error> {
         if self.layout.is_v2() {
-            let path = self.dir("cpu");
+            let path = self.path("cpu");
             let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&path);
             let dir = dir.map_err(|source| Error::Path { operation: "open cgroup", path, source })?;
-            return Ok(Entry::Directory(dir.into()));
+            return Ok(Entry::Directory(Arc::new(dir.into())));
         }
         let further = if plain { Vec::new() } else { self.layout.further_roots() };
-        let own = further.iter().map(|root| root.join(&self.path)).filter(|dir| dir.is_dir());
-        let own: Vec<PathBuf> = self.dirs().into_iter().chain(own).collect();
-        let siblings = shared.iter().filter(|dir| !own.iter().any(|own| own.parent() == dir.parent()));
-        own.iter().chain(siblings).map(|dir| open_tasks(dir)).collect::<Result<_, _>>().map(Entry::Tasks)
+        let further = further.iter().map(|root| root.join(&self.path)).filter(|dir| dir.is_dir());
+        let own: Vec<PathBuf> = self.paths().into_iter().chain(further).collect();
+        let mut tasks = own.iter().map(|dir| open_tasks(dir)).collect::<Result<Vec<_>, _>>()?;
+        let others =
+            common.iter().filter(|common| !own.iter().any(|own| own.parent() == common.dir.parent()));
+        tasks.extend(others.map(|common| common.tasks.clone()));
+        Ok(Entry::Tasks(tasks))
     }
 
     /// How many processes and threads are in it, none if it does not exist. What cannot be read is an error and not
@@ -178,7 +216,7 @@ impl Group {
     /// The processes in it, in any hierarchy: none if it does not exist.
     pub(crate) fn processes(&self) -> Result<BTreeSet<i32>, Error> {
         let mut processes = BTreeSet::new();
-        for dir in self.dirs() {
+        for dir in self.paths() {
             let path = dir.join("cgroup.procs");
             match fs::read_to_string(&path) {
                 // A process outside this pid namespace shows as 0 and could not be signalled by its number.
@@ -194,14 +232,14 @@ impl Group {
 
     /// Whether the group exists in any hierarchy.
     pub(crate) fn exists(&self) -> bool {
-        self.dirs().iter().any(|dir| dir.exists())
+        self.paths().iter().any(|dir| dir.exists())
     }
 
     /// Sends SIGKILL to all that is in it. They are gone in the kernel's time; on v1 a process may have been born
     /// meanwhile, so that this is to be repeated until the group is empty.
     pub(crate) fn kill(&self) -> Result<(), Error> {
         if self.layout.is_v2() {
-            let path = self.dir("cpu").join("cgroup.kill");
+            let path = self.path("cpu").join("cgroup.kill");
             return match fs::write(&path, "1") {
                 Ok(()) => Ok(()),
                 // A kernel before 5.14, or the group is gone.
@@ -243,7 +281,7 @@ impl Group {
     pub(crate) fn remove(&self) -> Result<bool, Error> {
         let mut gone = true;
         let further = self.layout.further_roots().into_iter().map(|root| root.join(&self.path));
-        for dir in self.dirs().into_iter().chain(further) {
+        for dir in self.paths().into_iter().chain(further) {
             match fs::remove_dir(&dir) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -267,7 +305,7 @@ impl Group {
             return Ok(None);
         }
         let (dir, v2) = (self.dir("memory"), self.layout.is_v2());
-        let cpu_usec = cpu::used_usec(&self.layout, &self.path)?;
+        let cpu_usec = cpu::used_usec(self)?;
         Ok(Some((memory::current(&dir, v2)?, memory::oom_kills(&dir, v2)?, cpu_usec)))
     }
 
@@ -275,35 +313,42 @@ impl Group {
     pub(crate) fn usage(&self) -> Result<Usage, Error> {
         let (dir, v2) = (self.dir("memory"), self.layout.is_v2());
         Ok(Usage {
-            cpu_usec: cpu::used_usec(&self.layout, &self.path)?,
+            cpu_usec: cpu::used_usec(self)?,
             memory_bytes: memory::current(&dir, v2)?,
             memory_peak_bytes: memory::peak(&dir, v2)?,
             pids: pids::current(&self.dir("pids"))?,
         })
     }
 
-    /// Begins the peak of its memory anew.
-    pub(super) fn reset_peak(&self) -> Result<Option<OwnedFd>, Error> {
-        memory::reset_peak(&self.dir("memory"), self.layout.is_v2())
+    /// Begins the peak of its memory anew. v2: `before` is what told the last container's, if that is at hand.
+    pub(super) fn reset_peak(&self, before: Option<Arc<File>>) -> Result<Option<Arc<File>>, Error> {
+        memory::reset_peak(&self.dir("memory"), before, self.layout.is_v2())
     }
 
     /// The directory by which rules for devices are attached to it (v2).
     pub(super) fn directory(&self) -> PathBuf {
-        self.dir("cpu")
+        self.path("cpu")
     }
 
-    fn dir(&self, controller: &str) -> PathBuf {
-        let root =
-            self.layout.root_of(controller).expect("detect() refuses a layout without what limits need");
-        root.join(&self.path)
+    pub(super) fn dir(&self, controller: &str) -> Dir<'_> {
+        self.dir_if_any(controller).expect("detect() refuses a layout without what limits need")
     }
 
-    fn dirs(&self) -> Vec<PathBuf> {
+    pub(super) fn dir_if_any(&self, controller: &str) -> Option<Dir<'_>> {
+        let root = self.layout.root_of(controller)?;
+        Some(Dir { root, group: &self.path, open: self.open.as_ref() })
+    }
+
+    fn path(&self, controller: &str) -> PathBuf {
+        self.dir(controller).path()
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
         self.layout.roots().into_iter().map(|root| root.join(&self.path)).collect()
     }
 }
 
-fn open_tasks(dir: &Path) -> Result<OwnedFd, Error> {
+fn open_tasks(dir: &Path) -> Result<Arc<OwnedFd>, Error> {
     let path = dir.join("tasks");
     let opened = match OpenOptions::new().write(true).open(&path) {
         // A v2 tree beside the hierarchies of v1.
@@ -312,10 +357,14 @@ fn open_tasks(dir: &Path) -> Result<OwnedFd, Error> {
         }
         opened => opened,
     };
-    opened.map(OwnedFd::from).map_err(|source| Error::Path { operation: "open for writing", path, source })
+    opened.map(|file| Arc::new(file.into())).map_err(|source| Error::Path {
+        operation: "open for writing",
+        path,
+        source,
+    })
 }
 
 /// Never made, or removed between opening and reading.
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }

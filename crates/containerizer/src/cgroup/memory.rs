@@ -2,16 +2,19 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::{read_keyed, read_number, write};
+use super::files::Dir;
+use super::{read_from, write};
 use crate::Error;
 
 /// No limit, as both versions read it.
 const V1_NONE: &str = "-1";
 const V2_NONE: &str = "max";
+/// v1: says the most memory so far, and takes a 0 to begin anew.
+pub(super) const V1_PEAK: &str = "memory.max_usage_in_bytes";
 
 /// Sets the limit (bytes), for swap too; `None` for no limit. `fresh` says that nothing was set before.
 pub(super) fn set_limit(dir: &Path, bytes: Option<u64>, v2: bool, fresh: bool) -> Result<(), Error> {
@@ -52,49 +55,55 @@ pub(super) fn set_kept(dir: &Path, bytes: u64, v2: bool) -> Result<(), Error> {
 }
 
 /// How many processes of the group the kernel has killed for want of memory.
-pub(super) fn oom_kills(dir: &Path, v2: bool) -> Result<u64, Error> {
+pub(super) fn oom_kills(dir: &Dir<'_>, v2: bool) -> Result<u64, Error> {
     // With memory.oom.group `oom_kill` counts each process of the container; on v1 there is only that.
     let file = if v2 { "memory.events" } else { "memory.oom_control" };
-    Ok(read_keyed(dir.join(file), "oom_kill")?.unwrap_or(0))
+    Ok(dir.keyed(file, "oom_kill")?.unwrap_or(0))
 }
 
 /// Memory now (bytes).
-pub(super) fn current(dir: &Path, v2: bool) -> Result<u64, Error> {
-    read_number(dir.join(if v2 { "memory.current" } else { "memory.usage_in_bytes" }))
+pub(super) fn current(dir: &Dir<'_>, v2: bool) -> Result<u64, Error> {
+    dir.number(if v2 { "memory.current" } else { "memory.usage_in_bytes" })
 }
 
 /// The most memory so far (bytes); `None` on a v2 kernel that does not count it.
-pub(super) fn peak(dir: &Path, v2: bool) -> Result<Option<u64>, Error> {
-    match read_number(dir.join(if v2 { "memory.peak" } else { "memory.max_usage_in_bytes" })) {
+pub(super) fn peak(dir: &Dir<'_>, v2: bool) -> Result<Option<u64>, Error> {
+    match dir.number(if v2 { "memory.peak" } else { V1_PEAK }) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(Error::Path { source, .. }) if v2 && source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Begins the peak anew. On v2 (Linux 6.12) it does so for the descriptor that is given back and for no other.
-pub(super) fn reset_peak(dir: &Path, v2: bool) -> Result<Option<OwnedFd>, Error> {
+/// Begins the peak anew. On v2 (Linux 6.12) it does so for the descriptor that is given back and for no other, which
+/// may be the one of `before`.
+pub(super) fn reset_peak(
+    dir: &Dir<'_>,
+    before: Option<Arc<File>>,
+    v2: bool,
+) -> Result<Option<Arc<File>>, Error> {
     if !v2 {
-        write(&dir.join("memory.max_usage_in_bytes"), "0")?;
+        dir.reset(V1_PEAK)?;
         return Ok(None);
     }
-    let path = dir.join("memory.peak");
-    let reset = || -> io::Result<File> {
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let path = dir.path().join("memory.peak");
+    let reset = || -> io::Result<Arc<File>> {
+        let file = match before {
+            Some(file) => file,
+            None => Arc::new(OpenOptions::new().read(true).write(true).open(&path)?),
+        };
         file.write_at(b"0", 0)?;
         Ok(file)
     };
     match reset() {
-        Ok(file) => Ok(Some(file.into())),
+        Ok(file) => Ok(Some(file)),
         Err(source) => Err(Error::Path { operation: "reset", path, source }),
     }
 }
 
 /// What such a descriptor says (bytes).
-pub(super) fn peak_of(peak: &OwnedFd) -> Option<u64> {
-    let mut text = [0; 32];
-    let length = rustix::io::pread(peak, &mut text, 0).ok()?;
-    std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
+pub(super) fn peak_of(peak: &File) -> Option<u64> {
+    read_from(peak).ok()?.trim().parse().ok()
 }
 
 /// Writes a file that not every kernel has; whether it is there.

@@ -19,6 +19,7 @@ mod cpu;
 mod cpuset;
 mod detect;
 mod devices;
+mod files;
 mod freezer;
 mod group;
 mod hugetlb;
@@ -31,7 +32,8 @@ mod tree;
 mod tree_tests;
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use proffer_types::LaunchId;
@@ -69,32 +71,34 @@ fn write(path: &Path, text: &str) -> Result<(), Error> {
     written.map_err(|source| Error::Path { operation: "write", path: path.to_owned(), source })
 }
 
-/// Reads a kernel file; a small one with one call, for the kernel gives all of it at once.
+/// Reads a kernel file.
 fn read(path: PathBuf) -> Result<String, Error> {
-    let read = || {
-        let mut file = fs::File::open(&path)?;
-        let mut start = [0; 512];
-        let length = file.read(&mut start)?;
-        let mut text = start[..length].to_vec();
-        if length == start.len() {
-            file.read_to_end(&mut text)?;
+    fs::File::open(&path).and_then(|file| read_from(&file)).map_err(|source| Error::Path {
+        operation: "read",
+        path,
+        source,
+    })
+}
+
+/// Reads a kernel file from its start, which has the kernel write it anew; a small one with one call, for the kernel
+/// gives all of it at once.
+fn read_from(file: &fs::File) -> std::io::Result<String> {
+    let mut start = [0; 512];
+    let length = file.read_at(&mut start, 0)?;
+    let mut text = start[..length].to_vec();
+    while text.len() >= start.len() {
+        match file.read_at(&mut start, text.len() as u64)? {
+            0 => break,
+            length => text.extend_from_slice(&start[..length]),
         }
-        String::from_utf8(text).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))
-    };
-    read().map_err(|source| Error::Path { operation: "read", path: path.clone(), source })
+    }
+    String::from_utf8(text).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))
 }
 
 /// The number in a kernel file.
 fn read_number(path: PathBuf) -> Result<u64, Error> {
     let text = read(path.clone())?;
     text.trim().parse().map_err(|_| not_understood(path, &text))
-}
-
-/// The number behind `key` in a file of `key number` lines; `None` if there is no such line.
-fn read_keyed(path: PathBuf, key: &str) -> Result<Option<u64>, Error> {
-    let text = read(path.clone())?;
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    value.map(|value| value.trim().parse().map_err(|_| not_understood(path, value))).transpose()
 }
 
 fn not_understood(path: PathBuf, text: &str) -> Error {

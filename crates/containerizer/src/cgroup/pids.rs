@@ -5,7 +5,7 @@ use std::path::Path;
 use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::pid::PidController;
 
-use super::read_number;
+use super::files::Dir;
 use crate::Error;
 
 /// Sets the limit.
@@ -21,6 +21,6 @@ pub(super) fn set_limit(dir: &Path, most: u64, v2: bool) -> Result<(), Error> {
 }
 
 /// How many there are; one that has ended and was not waited for is still one.
-pub(super) fn current(dir: &Path) -> Result<u64, Error> {
-    read_number(dir.join("pids.current"))
+pub(super) fn current(dir: &Dir<'_>) -> Result<u64, Error> {
+    dir.number("pids.current")
 }

@@ -8,22 +8,24 @@
 //! Which container has which group, what the group's counters said before it came, and which range of user ids it has,
 //! is a symbolic link in a directory on a tmpfs: one system call to write, and whole or not there.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proffer_types::{FrameworkId, LaunchId};
 
-use super::group::Limits;
+use super::files::Open;
+use super::group::{Group, Limits};
 use super::{name, parse};
 use crate::Error;
 
 /// Most groups that wait, of all frameworks together: as many containers may end and begin at once without a group
 /// being made.
 const IDLE_MAX: usize = 64;
+/// Most groups whose files stay open: all that wait, and as many that containers have.
+const OPEN_MAX: usize = 2 * IDLE_MAX;
 
 /// A container's group, and what else it has to itself on this node.
 #[derive(Clone, Debug)]
@@ -42,7 +44,7 @@ pub(super) struct Holding {
     /// What is set, if that is known.
     pub(super) limits: Option<Limits>,
     /// v2: what tells the peak of its memory since the container came, if it has served another before.
-    pub(super) peak: Option<Arc<OwnedFd>>,
+    pub(super) peak: Option<Arc<File>>,
 }
 
 /// A group that waits for a container.
@@ -52,6 +54,7 @@ pub(super) struct Idle {
     pub(super) limits: Option<Limits>,
     pub(super) oom_kills: u64,
     pub(super) cpu_usec: u64,
+    pub(super) peak: Option<Arc<File>>,
 }
 
 /// All groups of containers of an agent.
@@ -60,6 +63,9 @@ pub(super) struct Slots {
     dir: PathBuf,
     held: BTreeMap<LaunchId, Holding>,
     idle: BTreeMap<FrameworkId, Vec<Idle>>,
+    /// The groups whose files stay open, those used last at the end.
+    open: VecDeque<(u64, Arc<Group>)>,
+    open_max: usize,
     next: u64,
     next_ids: u32,
 }
@@ -82,7 +88,16 @@ impl Slots {
         }
         let next = held.values().map(|holding: &Holding| holding.slot + 1).max().unwrap_or(1);
         let next_ids = held.values().filter_map(|holding| holding.ids).max().map_or(0, |last| last + 1);
-        Ok(Self { dir: dir.to_owned(), held, idle: BTreeMap::new(), next, next_ids })
+        let open = VecDeque::new();
+        Ok(Self {
+            dir: dir.to_owned(),
+            held,
+            idle: BTreeMap::new(),
+            open,
+            open_max: open_max(),
+            next,
+            next_ids,
+        })
     }
 
     pub(super) fn get(&self, launch: LaunchId) -> Option<&Holding> {
@@ -140,6 +155,28 @@ impl Slots {
         drained.into_iter().flatten().map(|idle| idle.slot).collect()
     }
 
+    /// The group of a slot, if its files stay open; by this it becomes the one that was used last.
+    pub(super) fn opened(&mut self, slot: u64) -> Option<Arc<Group>> {
+        let at = self.open.iter().rposition(|(of, _)| *of == slot)?;
+        let opened = self.open.remove(at)?;
+        let group = opened.1.clone();
+        self.open.push_back(opened);
+        Some(group)
+    }
+
+    /// Has a slot's files stay open, rather than those of the group that was used longest ago.
+    pub(super) fn keep_open(&mut self, slot: u64, group: Arc<Group>) {
+        while self.open.len() >= self.open_max {
+            self.open.pop_front();
+        }
+        self.open.push_back((slot, group));
+    }
+
+    /// A slot's files are closed: its group is about to be removed.
+    pub(super) fn close(&mut self, slot: u64) {
+        self.open.retain(|(of, _)| *of != slot);
+    }
+
     /// The next range of user ids that no container has, of `count`; the one that was free longest.
     pub(super) fn free_ids(&self, count: u32) -> Option<u32> {
         let taken: BTreeSet<u32> = self.held.values().filter_map(|holding| holding.ids).collect();
@@ -180,6 +217,13 @@ impl Slots {
     }
 }
 
+/// How many groups' files may stay open: never more than a quarter of the descriptors that this process may have.
+fn open_max() -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let share = descriptors.unwrap_or(u64::MAX) / 4 / Open::FILES_MAX;
+    usize::try_from(share).unwrap_or(usize::MAX).clamp(1, OPEN_MAX)
+}
+
 impl Holding {
     /// `SLOT FRAMEWORK AGAIN OOM_KILLS CPU_USEC IDS`, hexadecimal; no ids are `-`.
     fn write(&self) -> String {
@@ -215,6 +259,7 @@ impl Holding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::Layout;
 
     fn holding(slot: u64, ids: Option<u32>) -> Holding {
         Holding {
@@ -247,6 +292,26 @@ mod tests {
         again.let_go(LaunchId(2));
         again.remove_dir();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn only_the_groups_used_last_stay_open() {
+        let dir = std::env::temp_dir().join(format!("proffer-test-open-{}", std::process::id()));
+        let mut slots = Slots::open(&dir).expect("opened");
+        assert!((1..=OPEN_MAX).contains(&slots.open_max));
+        slots.open_max = 3;
+        let layout = Arc::new(Layout::V2 { root: PathBuf::new(), controllers: BTreeSet::new() });
+        let group = || Arc::new(Group::new(layout.clone(), Path::new("none")).staying_open());
+        for slot in 1..=3 {
+            slots.keep_open(slot, group());
+        }
+        assert!(slots.opened(1).is_some());
+        slots.keep_open(4, group());
+        let open = |slots: &mut Slots| (1..=4).map(|slot| slots.opened(slot).is_some()).collect::<Vec<_>>();
+        assert_eq!(open(&mut slots), [true, false, true, true], "the second was used longest ago");
+        slots.close(3);
+        assert_eq!(open(&mut slots), [true, false, false, true]);
+        slots.remove_dir();
     }
 
     #[test]

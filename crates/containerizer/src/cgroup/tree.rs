@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proffer_types::{FrameworkId, LaunchId};
 
-use super::group::Group;
+use super::group::{Common, Group, is_gone};
 use super::slots::{Holding, Idle, Slots};
 use super::{Counters, Entry, Extras, Layout, Limits};
 use super::{cpu, cpuset, devices, hugetlb, make, memory, parse, read_number, write};
@@ -31,7 +31,7 @@ const STRANGER_MAX: Duration = Duration::from_secs(5);
 /// One agent's groups.
 #[derive(Clone, Debug)]
 pub(crate) struct Tree {
-    layout: Layout,
+    layout: Arc<Layout>,
     instance: String,
     rules: Arc<Rules>,
     slots: Arc<Mutex<Slots>>,
@@ -43,7 +43,7 @@ struct Rules {
     /// v2.
     devices: Option<devices::Program>,
     /// v1: the groups that all containers are in.
-    shared: Vec<PathBuf>,
+    common: Vec<Common>,
     huge_page_sizes: Vec<u64>,
     /// Whether the peak of a group's memory can begin anew; if not, no group is used again.
     peak_resets: bool,
@@ -91,7 +91,7 @@ impl Tree {
     /// The tree of an agent that may or may not have made it.
     pub(crate) fn existing(layout: Layout, instance: &str, held: &Path) -> Result<Self, Error> {
         let slots = Arc::new(Mutex::new(Slots::open(held)?));
-        Ok(Self { layout, instance: instance.to_owned(), rules: Arc::default(), slots })
+        Ok(Self { layout: Arc::new(layout), instance: instance.to_owned(), rules: Arc::default(), slots })
     }
 
     fn create_in(&self, root: &Path) -> Result<(), Error> {
@@ -123,7 +123,7 @@ impl Tree {
 
     /// v2: lets the groups below have the controllers we use.
     fn delegate(&self, dir: &Path) -> Result<(), Error> {
-        let Layout::V2 { controllers, .. } = &self.layout else { return Ok(()) };
+        let Layout::V2 { controllers, .. } = &*self.layout else { return Ok(()) };
         let all: Vec<String> = controllers.iter().map(|name| format!("+{name}")).collect();
         let path = dir.join("cgroup.subtree_control");
         write(&path, &all.join(" ")).map_err(|error| match error {
@@ -134,8 +134,8 @@ impl Tree {
 
     fn make_rules(&self) -> Result<Rules, Error> {
         let mut rules = Rules { huge_page_sizes: hugetlb::sizes(), peak_resets: true, ..Rules::default() };
-        let Layout::V1 { unified, .. } = &self.layout else {
-            rules.peak_resets = self.supervisors().reset_peak().is_ok();
+        let Layout::V1 { unified, .. } = &*self.layout else {
+            rules.peak_resets = self.supervisors().reset_peak(None).is_ok();
             match devices::Program::load() {
                 Ok(program) => rules.devices = Some(program),
                 Err(error) => {
@@ -161,7 +161,7 @@ impl Tree {
             Some(own) => {
                 let all = own.join(CONTAINERS);
                 match make(&all).and_then(|()| devices::set_v1(&all)) {
-                    Ok(()) => rules.shared.push(all),
+                    Ok(()) => rules.common.push(Common::open(all)?),
                     Err(error) => {
                         rules.lacks.push(format!("access to devices is not limited: {}", chain(&error)));
                     }
@@ -176,7 +176,7 @@ impl Tree {
             make(&all)?;
             let none = Default::default();
             hugetlb::set(&all, &rules.huge_page_sizes, &none, self.layout.speaks_v2("hugetlb"))?;
-            rules.shared.push(all);
+            rules.common.push(Common::open(all)?);
         }
         rules.name_missing(&self.layout);
         Ok(rules)
@@ -223,9 +223,9 @@ impl Tree {
     ) -> Result<Entry, Error> {
         let mut slots = self.slots();
         if let Some(holding) = slots.get(launch) {
-            let (slot, plain) = (holding.slot, holding.plain);
+            let plain = holding.plain;
             drop(slots);
-            return self.slot(slot).entry(&self.rules.shared, plain);
+            return self.group(launch).entry(&self.rules.common, plain);
         }
         let plain = extras.is_empty() && limits.kept_bytes() == 0;
         let idle = if plain { slots.take_idle(framework, limits) } else { None };
@@ -240,10 +240,9 @@ impl Tree {
             limits: Some(*limits),
             peak: None,
         };
-        let slot = holding.slot;
         slots.hold(launch, holding)?;
         drop(slots);
-        let furnished = self.furnish(launch, &self.slot(slot), idle.as_ref(), limits, extras);
+        let furnished = self.furnish(launch, &self.group(launch), idle, limits, extras);
         if furnished.is_err() {
             // Nobody knows what is set in it.
             self.spoil(launch);
@@ -255,14 +254,14 @@ impl Tree {
         &self,
         launch: LaunchId,
         group: &Group,
-        idle: Option<&Idle>,
+        idle: Option<Idle>,
         limits: &Limits,
         extras: &Extras<'_>,
     ) -> Result<Entry, Error> {
         match idle {
             Some(idle) => {
                 group.limit(limits, idle.limits.as_ref(), false)?;
-                let peak = group.reset_peak()?.map(Arc::new);
+                let peak = group.reset_peak(idle.peak)?;
                 if let (Some(peak), Some(holding)) = (peak, self.slots().get_mut(launch)) {
                     holding.peak = Some(peak);
                 }
@@ -279,13 +278,13 @@ impl Tree {
         if limits.kept_bytes() > 0 {
             self.keep_memory();
         }
-        group.entry(&self.rules.shared, extras.is_empty())
+        group.entry(&self.rules.common, extras.is_empty())
     }
 
     /// Opens what another process enters a container's group by.
     pub(crate) fn entry(&self, launch: LaunchId) -> Result<Entry, Error> {
         let plain = self.slots().get(launch).is_some_and(|holding| holding.plain);
-        self.group(launch).entry(&self.rules.shared, plain)
+        self.group(launch).entry(&self.rules.common, plain)
     }
 
     /// Sets other limits of processor time and memory; memory that is in use stays allowed.
@@ -333,7 +332,7 @@ impl Tree {
             // Of an agent that named groups by launches; or there never was one.
             return self.named(launch).remove();
         };
-        let group = self.slot(holding.slot);
+        let group = self.group(launch);
         let kept = holding.limits.as_ref().is_none_or(|limits| limits.kept_bytes() > 0);
         if holding.plain
             && self.slots().has_room()
@@ -344,6 +343,7 @@ impl Tree {
             slots.put_idle(holding.framework, idle);
             return Ok(true);
         }
+        self.slots().close(holding.slot);
         if !group.remove()? {
             return Ok(false);
         }
@@ -369,6 +369,7 @@ impl Tree {
 
     fn remove_slots(&self, slots: Vec<u64>) {
         for slot in slots {
+            self.slots().close(slot);
             match self.slot(slot).remove() {
                 Ok(true) => {}
                 Ok(false) => tracing::warn!(slot, "an empty cgroup is busy"),
@@ -377,10 +378,13 @@ impl Tree {
         }
     }
 
-    /// What the kernel counted since the container came.
+    /// What the kernel counted since the container came; nothing if it has no group.
     pub(crate) fn counters(&self, launch: LaunchId) -> Result<Counters, Error> {
         let holding = self.slots().get(launch).cloned();
-        let mut counters = self.group(launch).counters()?;
+        let mut counters = match self.group(launch).counters() {
+            Err(Error::Path { source, .. }) if is_gone(&source) => return Ok(Counters::default()),
+            counters => counters?,
+        };
         if let Some(holding) = holding {
             counters.oom_kills = counters.oom_kills.saturating_sub(holding.oom_kills_before);
             counters.memory_peak_bytes = self.peak(&holding, counters.memory_peak_bytes);
@@ -391,7 +395,9 @@ impl Tree {
     /// What it uses now.
     pub(crate) fn usage(&self, launch: LaunchId) -> Result<Usage, Error> {
         let holding = self.slots().get(launch).cloned();
-        let mut usage = self.group(launch).usage()?;
+        // Whoever looks at many containers shall not have their files stay open instead of those in use.
+        let group = holding.as_ref().map_or_else(|| self.named(launch), |holding| self.slot(holding.slot));
+        let mut usage = group.usage()?;
         if let Some(holding) = holding {
             usage.cpu_usec = usage.cpu_usec.saturating_sub(holding.cpu_usec_before);
             usage.memory_peak_bytes = self.peak(&holding, usage.memory_peak_bytes);
@@ -425,11 +431,20 @@ impl Tree {
         }
     }
 
-    /// The group of one container, made or not.
-    pub(crate) fn group(&self, launch: LaunchId) -> Group {
-        match self.slots().get(launch) {
-            Some(holding) => self.slot(holding.slot),
-            None => self.named(launch),
+    /// The group of one container, made or not. The files of one that may be used again stay open.
+    pub(crate) fn group(&self, launch: LaunchId) -> Arc<Group> {
+        let mut slots = self.slots();
+        let Some((slot, plain)) = slots.get(launch).map(|holding| (holding.slot, holding.plain)) else {
+            return Arc::new(self.named(launch));
+        };
+        match slots.opened(slot) {
+            Some(group) => group,
+            None if plain => {
+                let group = Arc::new(self.slot(slot).staying_open());
+                slots.keep_open(slot, group.clone());
+                group
+            }
+            None => Arc::new(self.slot(slot)),
         }
     }
 
@@ -528,7 +543,8 @@ impl Tree {
 fn rest(group: &Group, holding: &Holding) -> Option<Idle> {
     let (memory_bytes, oom_kills, cpu_usec) = group.rest().ok()??;
     let Holding { slot, limits, .. } = *holding;
-    (memory_bytes <= LEFT_MAX).then_some(Idle { slot, limits, oom_kills, cpu_usec })
+    let peak = holding.peak.clone();
+    (memory_bytes <= LEFT_MAX).then_some(Idle { slot, limits, oom_kills, cpu_usec, peak })
 }
 
 impl Rules {

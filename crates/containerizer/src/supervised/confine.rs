@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use proffer_types::container::UserNamespace;
 use proffer_types::{FrameworkId, LaunchId};
@@ -31,7 +32,7 @@ impl Confinement {
         &self,
         spec: &ContainerSpec,
         ids: Option<u32>,
-    ) -> Result<Vec<(Descriptor, OwnedFd)>, Error> {
+    ) -> Result<Vec<(Descriptor, Arc<OwnedFd>)>, Error> {
         let container = &spec.container;
         let extras = Extras { cpuset: &container.cpuset, io: &container.io, hugetlb: &container.hugetlb };
         let Self::Cgroups(tree) = self else {
@@ -48,7 +49,7 @@ impl Confinement {
     }
 
     /// Opens what another process enters a container's groups by.
-    pub(crate) fn entry(&self, launch: LaunchId) -> Result<Vec<(Descriptor, OwnedFd)>, Error> {
+    pub(crate) fn entry(&self, launch: LaunchId) -> Result<Vec<(Descriptor, Arc<OwnedFd>)>, Error> {
         match self {
             Self::Cgroups(tree) => tree.entry(launch).map(named),
             Self::Nothing(_) => Ok(Vec::new()),
@@ -172,9 +173,6 @@ impl Confinement {
     /// What the kernel counted, if it did.
     pub(crate) fn counters(&self, launch: LaunchId) -> Counters {
         let Self::Cgroups(tree) = self else { return Counters::default() };
-        if !tree.group(launch).exists() {
-            return Counters::default();
-        }
         tree.counters(launch).unwrap_or_else(|error| {
             tracing::warn!(
                 launch.id = launch.0,
@@ -199,7 +197,7 @@ impl Confinement {
     }
 }
 
-fn named(entry: Entry) -> Vec<(Descriptor, OwnedFd)> {
+fn named(entry: Entry) -> Vec<(Descriptor, Arc<OwnedFd>)> {
     match entry {
         Entry::Directory(dir) => vec![(Descriptor::CgroupDir, dir)],
         Entry::Tasks(files) => files.into_iter().map(|file| (Descriptor::CgroupProcs, file)).collect(),

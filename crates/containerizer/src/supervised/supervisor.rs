@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proffer_launcher::seqpacket;
@@ -46,7 +47,7 @@ pub(super) enum Out {
     /// A launch, looked up and prepared when its turn has come.
     Launch(LaunchId),
     /// As the peer reads it.
-    Ready { body: Vec<u8>, descriptors: Vec<OwnedFd>, launch: Option<LaunchId> },
+    Ready { body: Vec<u8>, descriptors: Vec<Arc<OwnedFd>>, launch: Option<LaunchId> },
 }
 
 impl Out {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use proffer_launcher::seqpacket;
@@ -44,7 +45,7 @@ impl Engine {
     }
 
     /// Sends an order with what goes along.
-    pub(super) fn order_with(&mut self, instance: InstanceId, order: Order, descriptors: Vec<OwnedFd>) {
+    pub(super) fn order_with(&mut self, instance: InstanceId, order: Order, descriptors: Vec<Arc<OwnedFd>>) {
         if let Some(supervisor) = self.supervisors.get_mut(&instance).filter(|supervisor| supervisor.is_up())
         {
             let body = ToSupervisor { message: Some(order) }.encode_to_vec();
@@ -88,7 +89,8 @@ impl Engine {
             {
                 continue;
             }
-            let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+            let borrowed: Vec<BorrowedFd<'_>> =
+                descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
             match seqpacket::send(connection.as_fd(), &body, &borrowed) {
                 Ok(()) => {
                     if let Some(launch) = launch.and_then(|id| self.launches.get_mut(&id)) {
@@ -137,13 +139,13 @@ impl Engine {
             account.map_err(|refused| Unfit { reason: Reason::UserRefused, message: refused.to_string() })?;
         let mut descriptors = self.confinement.make(spec, ids).map_err(failed)?;
         let (sandbox, logs) = self.dirs.make_sandbox(id, account.uid, account.gid).map_err(failed)?;
-        descriptors.push((Descriptor::SandboxDir, sandbox));
-        descriptors.push((Descriptor::LogDir, logs));
+        descriptors.push((Descriptor::SandboxDir, Arc::new(sandbox)));
+        descriptors.push((Descriptor::LogDir, Arc::new(logs)));
         if let Some(group) = group {
             let shared = self.dirs.join_group(group.first, id).map_err(failed)?;
             // A plain process reaches it by its path.
             if self.options.isolation == Isolation::Linux {
-                descriptors.push((Descriptor::MountDir, shared));
+                descriptors.push((Descriptor::MountDir, Arc::new(shared)));
             }
         }
         let message = pb::Launch {
@@ -154,7 +156,7 @@ impl Engine {
             ..self.message(spec, account, &descriptors)
         };
         let body = ToSupervisor { message: Some(Order::Launch(message)) }.encode_to_vec();
-        let descriptors: Vec<OwnedFd> = descriptors.into_iter().map(|(_, fd)| fd).collect();
+        let descriptors = descriptors.into_iter().map(|(_, fd)| fd).collect();
         Ok(Out::Ready { body, descriptors, launch: Some(id) })
     }
 
@@ -162,7 +164,7 @@ impl Engine {
         &self,
         spec: &ContainerSpec,
         user: user::Account,
-        fds: &[(Descriptor, OwnedFd)],
+        fds: &[(Descriptor, Arc<OwnedFd>)],
     ) -> pb::Launch {
         let isolation = match self.options.isolation {
             Isolation::Linux => pb::Isolation::Linux,
@@ -402,7 +404,7 @@ impl Engine {
 }
 
 /// Where the directories appear that are sent to be mounted: there is but one kind.
-fn mounts(fds: &[(Descriptor, OwnedFd)]) -> Vec<pb::Mount> {
+fn mounts(fds: &[(Descriptor, Arc<OwnedFd>)]) -> Vec<pb::Mount> {
     let dirs = fds.iter().filter(|(what, _)| *what == Descriptor::MountDir);
     dirs.map(|_| pb::Mount { target: super::GROUP_INSIDE.to_owned(), read_only: false }).collect()
 }
