@@ -7,7 +7,6 @@ use proffer_wire::supervisor::v1::launch_info::End;
 use proffer_wire::supervisor::v1::{KillCause, KillSent, ToAgent};
 
 use crate::launch::{Said, State, message};
-use crate::pump_protocol::Which;
 use crate::records::unix_ms;
 use crate::supervisor::Supervisor;
 
@@ -64,7 +63,7 @@ impl Supervisor {
         let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
         let _ = nix::fcntl::fcntl(&terminal, flags);
         if let (Some(to), Ok(source)) = (launch.terminal_log.take(), terminal.try_clone()) {
-            self.logs.add_source(id, Which::Stdout, &to, source, &self.poller);
+            self.logs.add(launch.serial, id, to, [Some(source), None], &self.poller);
         }
         launch.terminal = Some(terminal);
     }
@@ -114,15 +113,16 @@ impl Supervisor {
 
     /// Reports an end of which the logs are at theirs, or have been waited for.
     pub(crate) fn report_if_due(&mut self, id: u64, now: Instant) {
-        let pending = self.logs.pending(id);
         let Some(launch) = self.launches.get_mut(&id) else { return };
+        let serial = launch.serial;
+        let pending = self.logs.pending(serial);
         let State::Ended { end, ended, logs_until } = &mut launch.state else { return };
         let Some(until) = *logs_until else { return };
         if pending && now < until {
             return self.rearm(id);
         }
         let last = *ended + LOGS_WAIT_MAX;
-        if pending && now < last && self.logs.only_the_pump_is_late(id) {
+        if pending && now < last && self.logs.only_the_pump_is_late(serial) {
             *logs_until = Some(last);
             return self.rearm(id);
         }

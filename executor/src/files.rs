@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use crate::pump::BUFFER_BYTES;
-use crate::pump_protocol::Add;
+use crate::pump_protocol::{Rotation, Which};
 
 /// However small the pieces are that losses cut a stream into, no more files than this.
 const FILES_MAX: usize = 64;
@@ -26,19 +27,29 @@ pub(crate) enum Kept {
 }
 
 /// The chain of files `<stream>.<start_offset>`. Where bytes were thrown away a file ends, and the next one begins
-/// above its end.
+/// above its end. Before its first byte a stream has none.
 pub(crate) struct Files {
-    add: Add,
-    dir: OwnedFd,
+    which: Which,
+    rotation: Rotation,
+    dir: Rc<OwnedFd>,
     /// The newest file, if it could be opened.
     file: Option<File>,
     /// Where the files begin and how long they are, ascending; the newest one is last.
     pieces: VecDeque<Piece>,
-    /// Whether `pieces` are known.
-    found: bool,
+    found: Found,
     /// The offset of the next byte.
     offset: u64,
     splice: bool,
+}
+
+/// Whether the files that are there are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// There should be none; what is there all the same is not written over.
+    New,
+    /// They are to be looked at.
+    Unknown,
+    Known,
 }
 
 struct Piece {
@@ -53,28 +64,36 @@ impl Piece {
 }
 
 impl Files {
-    /// Goes on with the newest file in the directory, or begins the first; what fails is tried again with the next
-    /// byte.
-    pub(crate) fn open(add: Add, dir: OwnedFd) -> Self {
-        let offset = add.offset;
-        let mut files =
-            Files { add, dir, file: None, pieces: VecDeque::new(), found: false, offset, splice: true };
-        let _ = files.find();
-        files
+    /// Goes on with the newest file in the directory, if the stream is not `new`; what fails is tried again with the
+    /// next byte.
+    pub(crate) fn new(which: Which, rotation: Rotation, dir: Rc<OwnedFd>, offset: u64, new: bool) -> Self {
+        let found = if new { Found::New } else { Found::Unknown };
+        Files { which, rotation, dir, file: None, pieces: VecDeque::new(), found, offset, splice: true }
     }
 
     /// Finds out what is there: before that nothing may be written, or it would be over something else.
     fn find(&mut self) -> io::Result<()> {
-        if self.found {
+        if self.found == Found::New {
+            self.found = Found::Unknown;
+            match self.open_file(self.offset, OFlag::O_EXCL) {
+                Ok(file) => {
+                    self.file = Some(file);
+                    self.pieces.push_back(Piece { start: self.offset, length: 0 });
+                    self.found = Found::Known;
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.found == Found::Known {
             return Ok(());
         }
-        self.pieces = existing(&self.dir, self.add.which.name())?;
-        self.found = true;
+        self.pieces = existing(&self.dir, self.which.name())?;
+        self.found = Found::Known;
         // What the pump before lost at last may not show in the files.
         self.offset = self.pieces.back().map_or(0, Piece::end).max(self.offset);
-        match self.pieces.back() {
-            Some(newest) => self.file = Some(open_file(&self.dir, self.add, newest.start)?),
-            None => self.begin()?,
+        if let Some(newest) = self.pieces.back() {
+            self.file = Some(self.open_file(newest.start, OFlag::empty())?);
         }
         Ok(())
     }
@@ -91,10 +110,10 @@ impl Files {
 
     /// The stream is at its end. What was lost at last shows as an empty file.
     pub(crate) fn end(&mut self) {
-        if self.find().is_err() {
+        if self.offset == 0 || self.find().is_err() {
             return;
         }
-        if self.pieces.back().is_none_or(|newest| newest.end() != self.offset) {
+        if self.pieces.back().map_or(0, Piece::end) != self.offset {
             let _ = self.begin();
         }
     }
@@ -103,16 +122,16 @@ impl Files {
     pub(crate) fn keep(&mut self, pipe: &OwnedFd, room: u64) -> Kept {
         // What it found and could not open is begun anew below.
         let _ = self.find();
-        if !self.found {
+        if self.found != Found::Known {
             return Kept::Lost(0);
         }
         let newest = self.pieces.back().filter(|newest| newest.end() == self.offset);
-        let fits = newest.is_some_and(|newest| newest.length < self.add.file_bytes);
+        let fits = newest.is_some_and(|newest| newest.length < self.rotation.file_bytes);
         if (!fits || self.file.is_none()) && self.begin().is_err() {
             return Kept::Lost(0);
         }
         let (Some(file), Some(newest)) = (&self.file, self.pieces.back_mut()) else { return Kept::Lost(0) };
-        let room = room.min(self.add.file_bytes - newest.length);
+        let room = room.min(self.rotation.file_bytes - newest.length);
         let mut kept = Kept::Ended;
         if self.splice {
             kept = match splice(pipe, file, newest.length, room) {
@@ -139,7 +158,7 @@ impl Files {
     /// Begins a file at the offset of the next byte.
     fn begin(&mut self) -> io::Result<()> {
         let start = self.offset;
-        self.file = Some(open_file(&self.dir, self.add, start)?);
+        self.file = Some(self.open_file(start, OFlag::empty())?);
         // One that stayed empty says nothing that the new one does not.
         if let Some(empty) = self.pieces.pop_back_if(|newest| newest.length == 0 && newest.start != start) {
             self.remove(&empty);
@@ -153,11 +172,11 @@ impl Files {
 
     /// Keeps as many bytes as full files would hold, whatever pieces they are in.
     fn forget_old(&mut self) {
-        let most = u64::from(self.add.files.saturating_sub(1)).saturating_mul(self.add.file_bytes);
+        let most = u64::from(self.rotation.files.saturating_sub(1)).saturating_mul(self.rotation.file_bytes);
         loop {
             let count = self.pieces.len();
             let older: u64 = self.pieces.iter().take(count.saturating_sub(1)).map(|piece| piece.length).sum();
-            let many = count > FILES_MAX.max(self.add.files as usize);
+            let many = count > FILES_MAX.max(self.rotation.files as usize);
             if count < 2 || (older <= most && !many) {
                 return;
             }
@@ -168,8 +187,18 @@ impl Files {
     }
 
     fn remove(&self, piece: &Piece) {
-        let name = file_name(self.add, piece.start);
-        let _ = nix::unistd::unlinkat(&self.dir, name.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
+        let name = self.file_name(piece.start);
+        let _ = nix::unistd::unlinkat(&*self.dir, name.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
+    }
+
+    fn open_file(&self, start: u64, flags: OFlag) -> io::Result<File> {
+        let flags = flags | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o640);
+        Ok(openat(&*self.dir, self.file_name(start).as_str(), flags, mode)?.into())
+    }
+
+    fn file_name(&self, start: u64) -> String {
+        format!("{}.{start}", self.which.name())
     }
 }
 
@@ -198,16 +227,6 @@ fn copy(pipe: &OwnedFd, file: &File, at: u64, room: u64) -> Kept {
     }
 }
 
-fn file_name(add: Add, start: u64) -> String {
-    format!("{}.{start}", add.which.name())
-}
-
-fn open_file(dir: &OwnedFd, add: Add, start: u64) -> io::Result<File> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mode = Mode::from_bits_truncate(0o640);
-    Ok(openat(dir, file_name(add, start).as_str(), flags, mode)?.into())
-}
-
 /// The files of a stream that are there.
 fn existing(dir: &OwnedFd, stream: &str) -> io::Result<VecDeque<Piece>> {
     // A description of its own: reading moves the position.
@@ -233,7 +252,7 @@ impl Files {
     }
 
     pub(crate) fn look_at(&mut self, dir: OwnedFd) {
-        self.dir = dir;
+        self.dir = Rc::new(dir);
     }
 
     /// The next bytes go into this one.

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,24 +12,15 @@ use proffer_launcher::seqpacket;
 
 use crate::poller::{Poller, Token};
 use crate::pump;
-use crate::pump_protocol::{Add, Told, Which};
+use crate::pump_protocol::{Add, Order, Position, Rotation, Told, Which};
 
 /// A pump that dies is replaced at once, one that keeps dying after pauses that double up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 
-/// How the streams of one launch are kept.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rotation {
-    pub(crate) file_bytes: u64,
-    pub(crate) files: u32,
-    pub(crate) bytes_per_second: u64,
-}
-
 /// Where the streams of one launch go.
-#[derive(Clone)]
 pub(crate) struct LogTo {
-    pub(crate) dir: Rc<OwnedFd>,
+    pub(crate) dir: OwnedFd,
     pub(crate) rotation: Rotation,
 }
 
@@ -44,34 +34,48 @@ pub(crate) struct Progress {
     pub(crate) ended: bool,
 }
 
-struct Stream {
+/// The streams of one launch.
+struct Streams {
     launch_id: u64,
-    add: Add,
+    to: LogTo,
+    /// Those that are not at their end: stdout, stderr.
+    streams: [Option<Stream>; 2],
+    closing: bool,
+    /// The pump that was told of them; 0 if none was.
+    pump: u64,
+}
+
+struct Stream {
     pipe: OwnedFd,
-    dir: Rc<OwnedFd>,
+    position: Position,
 }
 
 struct Pump {
+    /// From 1 on.
+    number: u64,
     pid: i32,
     pidfd: OwnedFd,
     control: OwnedFd,
     started: Instant,
-    /// Streams it has not been told of yet.
+    /// Streams of which it has not been told all yet.
     untold: VecDeque<u64>,
+    /// Whether `control` is watched for room.
+    waits_for_room: bool,
 }
 
 /// All streams of all launches, and the pump that writes them.
 pub(crate) struct Logs {
-    streams: BTreeMap<u64, Stream>,
-    next: u64,
+    /// By the serial of their launch.
+    streams: BTreeMap<u64, Streams>,
     pump: Option<Pump>,
+    pumps: u64,
     restart_at: Option<Instant>,
     pause: Duration,
 }
 
 impl Logs {
     pub(crate) fn new() -> Self {
-        Logs { streams: BTreeMap::new(), next: 1, pump: None, restart_at: None, pause: PAUSE_MIN }
+        Logs { streams: BTreeMap::new(), pump: None, pumps: 0, restart_at: None, pause: PAUSE_MIN }
     }
 
     /// Starts a pump, and tells it of every stream.
@@ -89,8 +93,10 @@ impl Logs {
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
         poller.add(&control, Token::PumpControl)?;
         poller.add(&pidfd, Token::PumpExit)?;
+        self.pumps += 1;
+        let (number, started) = (self.pumps, Instant::now());
         let untold = self.streams.keys().copied().collect();
-        self.pump = Some(Pump { pid, pidfd, control, started: Instant::now(), untold });
+        self.pump = Some(Pump { number, pid, pidfd, control, started, untold, waits_for_room: false });
         self.tell(poller);
         Ok(())
     }
@@ -105,61 +111,40 @@ impl Logs {
         self.restart_at = Some(Instant::now() + PAUSE_MAX);
     }
 
-    /// Makes the pipe of a new stream and returns its write end, which the caller closes after the clone.
+    /// Takes up what a launch writes: the read ends of its stdout and stderr, or its terminal alone.
     pub(crate) fn add(
         &mut self,
+        serial: u64,
         launch_id: u64,
-        which: Which,
-        to: &LogTo,
-        poller: &Poller,
-    ) -> io::Result<OwnedFd> {
-        let (pipe, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        self.add_source(launch_id, which, to, pipe, poller);
-        Ok(write)
-    }
-
-    /// Takes up a stream that is read from `pipe`, or from a terminal.
-    pub(crate) fn add_source(
-        &mut self,
-        launch_id: u64,
-        which: Which,
-        to: &LogTo,
-        pipe: OwnedFd,
+        to: LogTo,
+        sources: [Option<OwnedFd>; 2],
         poller: &Poller,
     ) {
-        let stream = self.next;
-        self.next += 1;
-        let Rotation { file_bytes, files, bytes_per_second } = to.rotation;
-        let add =
-            Add { stream, which, file_bytes, files, bytes_per_second, offset: 0, dropped: 0, closing: false };
-        self.streams.insert(stream, Stream { launch_id, add, pipe, dir: Rc::clone(&to.dir) });
-        if let Some(pump) = &mut self.pump {
-            pump.untold.push_back(stream);
-        }
-        self.tell(poller);
+        let stream = |pipe| Stream { pipe, position: Position::default() };
+        let streams = sources.map(|source| source.map(stream));
+        self.streams.insert(serial, Streams { launch_id, to, streams, closing: false, pump: 0 });
+        self.tell_of(serial, poller);
     }
 
     /// Nobody asks for a launch's logs any more: what is in its pipes is written, and then they are closed, whoever
     /// holds their other ends. A task may have handed its own to another.
-    pub(crate) fn close(&mut self, launch_id: u64, poller: &Poller) {
-        for (number, stream) in self.streams.iter_mut().filter(|(_, stream)| stream.launch_id == launch_id) {
-            stream.add.closing = true;
-            if let Some(pump) = &mut self.pump {
-                pump.untold.push_back(*number);
-            }
+    pub(crate) fn close(&mut self, serial: u64, poller: &Poller) {
+        if let Some(streams) = self.streams.get_mut(&serial) {
+            streams.closing = true;
+            self.tell_of(serial, poller);
         }
-        self.tell(poller);
     }
 
     /// Whether a launch has a stream that is not at its end.
-    pub(crate) fn pending(&self, launch_id: u64) -> bool {
-        self.streams.values().any(|stream| stream.launch_id == launch_id)
+    pub(crate) fn pending(&self, serial: u64) -> bool {
+        self.streams.contains_key(&serial)
     }
 
     /// Whether every stream of a launch that is not at its end has lost its last writer: what is missing of it is in
     /// the pipe, and will be written.
-    pub(crate) fn only_the_pump_is_late(&self, launch_id: u64) -> bool {
-        self.streams.values().filter(|stream| stream.launch_id == launch_id).all(|stream| {
+    pub(crate) fn only_the_pump_is_late(&self, serial: u64) -> bool {
+        let Some(streams) = self.streams.get(&serial) else { return true };
+        streams.streams.iter().flatten().all(|stream| {
             let mut fds = [PollFd::new(stream.pipe.as_fd(), PollFlags::empty())];
             // A hang-up is told whether it is asked for or not.
             poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any().unwrap_or(false)
@@ -172,18 +157,8 @@ impl Logs {
         while let Some(pump) = &self.pump {
             match seqpacket::recv(pump.control.as_fd()) {
                 Ok(Some(datagram)) => {
-                    let Some(told) = Told::decode(&datagram.body) else { continue };
-                    let Some(stream) = self.streams.get_mut(&told.stream) else { continue };
-                    // For the next pump: the files do not show what was lost at last.
-                    (stream.add.offset, stream.add.dropped) = (told.offset, told.dropped);
-                    heard.push(Progress {
-                        launch_id: stream.launch_id,
-                        which: stream.add.which,
-                        dropped: told.dropped,
-                        ended: told.ended,
-                    });
-                    if told.ended {
-                        self.streams.remove(&told.stream);
+                    for told in Told::decode(&datagram.body) {
+                        heard.extend(on_told(&mut self.streams, told));
                     }
                 }
                 Err(seqpacket::Error::WouldBlock) => break,
@@ -212,14 +187,27 @@ impl Logs {
         Some(format!("the log pump ended with wait status {status} after {} ms", lived.as_millis()))
     }
 
+    fn tell_of(&mut self, serial: u64, poller: &Poller) {
+        if let Some(pump) = &mut self.pump {
+            pump.untold.push_back(serial);
+            self.tell(poller);
+        }
+    }
+
     /// Hands streams to the pump as far as its socket has room.
     fn tell(&mut self, poller: &Poller) {
         let Some(pump) = &mut self.pump else { return };
-        while let Some(stream) = pump.untold.front() {
-            if let Some(stream) = self.streams.get(stream) {
-                let descriptors: [BorrowedFd<'_>; 2] = [stream.pipe.as_fd(), stream.dir.as_fd()];
-                match seqpacket::send(pump.control.as_fd(), &stream.add.encode(), &descriptors) {
-                    Ok(()) => {}
+        while let Some(&serial) = pump.untold.front() {
+            if let Some(streams) = self.streams.get_mut(&serial) {
+                let sent = if streams.pump == pump.number {
+                    seqpacket::send(pump.control.as_fd(), &Order::Close { logs: serial }.encode(), &[])
+                } else {
+                    let pipes = streams.streams.iter().flatten().map(|stream| stream.pipe.as_fd());
+                    let descriptors = [streams.to.dir.as_fd()].into_iter().chain(pipes).collect::<Vec<_>>();
+                    seqpacket::send(pump.control.as_fd(), &streams.order(serial).encode(), &descriptors)
+                };
+                match sent {
+                    Ok(()) => streams.pump = pump.number,
                     Err(seqpacket::Error::WouldBlock) => break,
                     // It is dying; the next one is told of all.
                     Err(_) => return,
@@ -227,8 +215,41 @@ impl Logs {
             }
             pump.untold.pop_front();
         }
-        let _ = poller.watch(&pump.control, Token::PumpControl, true, !pump.untold.is_empty());
+        let waits = !pump.untold.is_empty();
+        if waits != pump.waits_for_room {
+            let _ = poller.watch(&pump.control, Token::PumpControl, true, waits);
+            pump.waits_for_room = waits;
+        }
     }
+}
+
+impl Streams {
+    fn order(&self, logs: u64) -> Order {
+        let streams = self.streams.each_ref().map(|stream| stream.as_ref().map(|stream| stream.position));
+        let (rotation, closing) = (self.to.rotation, self.closing);
+        Order::Add(Add { logs, rotation, closing, new: self.pump == 0, streams })
+    }
+}
+
+/// Takes in what the pump says of a stream; that of one that is at its end already says nothing new.
+fn on_told(all: &mut BTreeMap<u64, Streams>, told: Told) -> Option<Progress> {
+    let streams = all.get_mut(&told.logs)?;
+    let stream = &mut streams.streams[usize::from(told.which == Which::Stderr)];
+    // For the next pump: the files do not show what was lost at last.
+    stream.as_mut()?.position = told.position;
+    if told.ended {
+        *stream = None;
+    }
+    let progress = Progress {
+        launch_id: streams.launch_id,
+        which: told.which,
+        dropped: told.position.dropped,
+        ended: told.ended,
+    };
+    if streams.streams.iter().all(Option::is_none) {
+        all.remove(&told.logs);
+    }
+    Some(progress)
 }
 
 /// Executes this very file as a pump, with `control` as its descriptor [`pump::CONTROL`]. posix_spawn shares

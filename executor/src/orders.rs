@@ -15,7 +15,6 @@ use prost::Message as _;
 use crate::checks::Watch;
 use crate::launch::{Killed, Launch, State, failure, message};
 use crate::poller::Token;
-use crate::pump_protocol::Which;
 use crate::records::unix_ms;
 use crate::request::Checked;
 use crate::supervisor::Supervisor;
@@ -93,12 +92,13 @@ impl Supervisor {
 
     /// Clones a launch whose record is written; a member of a group waits before its program, and shares with the
     /// member `with`, if that has begun. A failure is kept like any other end.
-    pub(crate) fn begin(&mut self, checked: Checked, with: Option<u64>) {
+    pub(crate) fn begin(&mut self, mut checked: Checked, with: Option<u64>) {
         let id = checked.id;
         let group = checked.group.map(|group| group.first);
-        match self.clone(&checked, with) {
+        match self.clone(&mut checked, with) {
             Ok(mut launch) => {
-                let terminal_log = checked.log_to.clone().filter(|_| checked.terminal.is_some());
+                // What is left of it is a terminal's.
+                let terminal_log = checked.log_to.take();
                 let max = (checked.max_completion_ms > 0).then_some(checked.max_completion_ms);
                 let (kept, watches) = checked.into_kept();
                 // Until it starts, a duration from then.
@@ -113,7 +113,6 @@ impl Supervisor {
                     Some(object) => format!("the container could not be made ({object})"),
                     None => "the container could not be made".into(),
                 };
-                self.logs.close(id, &self.poller);
                 if checked.executor {
                     self.records.remove_socket(id);
                 }
@@ -141,8 +140,10 @@ impl Supervisor {
         self.end(id, End::LaunchFailed(failed));
     }
 
-    fn clone(&mut self, checked: &Checked, with: Option<u64>) -> Result<Launch, Unmade> {
+    fn clone(&mut self, checked: &mut Checked, with: Option<u64>) -> Result<Launch, Unmade> {
         let id = checked.id;
+        let log_to = checked.log_to.take_if(|_| checked.terminal.is_none());
+        let checked = &*checked;
         let kept = &*checked.kept;
         let (listener, socket_dir) = match checked.executor {
             true => {
@@ -153,16 +154,17 @@ impl Supervisor {
             }
             false => (None, None),
         };
-        let mut ends = Vec::new();
-        if let Some(to) = checked.log_to.as_ref().filter(|_| checked.terminal.is_none()) {
-            for which in [Which::Stdout, Which::Stderr] {
-                let end =
-                    self.logs.add(id, which, to, &self.poller).map_err(Unmade::io("make a log pipe"))?;
-                ends.push(end);
+        let make_pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC);
+        let pipes = match &log_to {
+            Some(_) => {
+                let made = make_pipe().and_then(|out| Ok([out, make_pipe()?]));
+                Some(made.map_err(|error| Unmade::io("make a log pipe")(error.into()))?)
             }
-        }
+            None => None,
+        };
+        let ends = pipes.as_ref().map(|pipes| pipes.each_ref().map(|(_, end)| end.as_fd()));
         let (uid, gid) = kept.host_ids();
-        for end in &ends {
+        for end in ends.iter().flatten() {
             // So that a task can open its own /dev/stdout. Only root may give it away, and must.
             let (uid, gid) = (nix::unistd::Uid::from_raw(uid), nix::unistd::Gid::from_raw(gid));
             let _ = nix::unistd::fchown(end, Some(uid), Some(gid));
@@ -189,20 +191,20 @@ impl Supervisor {
             ..launcher::Request::new(
                 &checked.argv,
                 isolation,
-                [
-                    null_in,
-                    ends.first().map_or(null_out, AsFd::as_fd),
-                    ends.get(1).map_or(null_out, AsFd::as_fd),
-                ],
+                [null_in, ends.map_or(null_out, |[out, _]| out), ends.map_or(null_out, |[_, err]| err)],
             )
         })?;
-        drop(ends);
         let serial = self.next_serial();
         // Dropping the container kills it: unwatched it would never be reported.
         let watched = self.poller.add(container.status_fd(), Token::Status(serial));
         watched
             .and_then(|()| self.poller.add(container.pidfd(), Token::Exit(serial)))
             .map_err(Unmade::io("epoll_ctl"))?;
+        if let (Some(to), Some(pipes)) = (log_to, pipes) {
+            // Its own ends are closed here.
+            let sources = pipes.map(|(source, _)| Some(source));
+            self.logs.add(serial, id, to, sources, &self.poller);
+        }
         let mut launch = Launch::new(id, serial);
         launch.init_pid = container.pid();
         // Not reaped yet, so that its stat is there.
@@ -276,10 +278,10 @@ impl Supervisor {
     }
 
     pub(crate) fn on_forget(&mut self, serial: u64, launch_id: u64) {
-        match self.launches.get(&launch_id).map(|launch| &launch.state) {
+        match self.launches.get(&launch_id).map(|launch| (launch.serial, &launch.state)) {
             None => self.send(serial, Message::Unknown(Unknown { launch_id })),
-            Some(State::Ended { logs_until: None, .. }) => {
-                self.logs.close(launch_id, &self.poller);
+            Some((logs, State::Ended { logs_until: None, .. })) => {
+                self.logs.close(logs, &self.poller);
                 self.records.forget(launch_id);
                 self.remove(launch_id);
             }

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,7 +21,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use proffer_launcher::seqpacket;
 
 use crate::files::{Files, Kept};
-use crate::pump_protocol::{Add, Told};
+use crate::pump_protocol::{Add, Order, Position, Rotation, TOLD_MAX, Told, Which};
 
 /// The word after the program's name that makes it a pump.
 pub const SUBCOMMAND: &str = "log-pump";
@@ -51,8 +52,11 @@ pub fn main() -> ExitCode {
 struct Pump {
     epoll: Epoll,
     control: Option<OwnedFd>,
+    /// Whether `control` is watched for room.
+    waits_for_room: bool,
     /// Where it is thrown.
     null: OwnedFd,
+    /// By their tokens.
     streams: BTreeMap<u64, Stream>,
     /// What the supervisor has not been told yet.
     untold: VecDeque<Told>,
@@ -62,8 +66,14 @@ fn run(control: OwnedFd) -> io::Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(&control, EpollEvent::new(EpollFlags::EPOLLIN, CONTROL_TOKEN))?;
     let null = File::options().write(true).open("/dev/null")?.into();
-    let mut pump =
-        Pump { epoll, control: Some(control), null, streams: BTreeMap::new(), untold: VecDeque::new() };
+    let mut pump = Pump {
+        epoll,
+        control: Some(control),
+        waits_for_room: false,
+        null,
+        streams: BTreeMap::new(),
+        untold: VecDeque::new(),
+    };
     while pump.control.is_some() || !pump.streams.is_empty() {
         let mut events = [EpollEvent::empty(); 64];
         let count = match pump.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -73,12 +83,17 @@ fn run(control: OwnedFd) -> io::Result<()> {
         for event in &events[..count] {
             match event.data() {
                 CONTROL_TOKEN => pump.on_control()?,
-                stream => pump.on_stream(stream),
+                stream => pump.on_stream(stream, Some(Ready::of_event(event.events()))),
             }
         }
         pump.tell();
     }
     Ok(())
+}
+
+/// The token of a stream. Those of a launch are neighbours, and none is that of the control socket.
+fn token(logs: u64, which: Which) -> u64 {
+    logs * 2 + u64::from(which == Which::Stderr)
 }
 
 impl Pump {
@@ -90,17 +105,12 @@ impl Pump {
                         // Passed over, the stream would never be read: the next pump is told of it again.
                         return Err(io::Error::other("no descriptor is free"));
                     }
-                    let Some(add) = Add::decode(&datagram.body) else { continue };
-                    let Ok([pipe, dir]) = <[OwnedFd; 2]>::try_from(datagram.descriptors) else { continue };
-                    if let Some(stream) = self.streams.get_mut(&add.stream) {
-                        stream.closing = add.closing;
-                    } else {
-                        self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, add.stream))?;
-                        self.streams.insert(add.stream, Stream::open(add, pipe, dir));
-                    }
-                    if add.closing {
-                        // An empty pipe that someone holds open has nothing to say by itself.
-                        self.on_stream(add.stream);
+                    match Order::decode(&datagram.body) {
+                        Some(Order::Add(add)) => self.on_add(add, datagram.descriptors)?,
+                        Some(Order::Close { logs }) => {
+                            Which::BOTH.into_iter().for_each(|which| self.close(token(logs, which)));
+                        }
+                        None => {}
                     }
                 }
                 Err(seqpacket::Error::WouldBlock) => break,
@@ -111,27 +121,50 @@ impl Pump {
         Ok(())
     }
 
-    fn on_stream(&mut self, number: u64) {
-        let Some(stream) = self.streams.get_mut(&number) else { return };
+    fn on_add(&mut self, add: Add, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let mut descriptors = descriptors.into_iter();
+        let Some(dir) = descriptors.next().map(Rc::new) else { return Ok(()) };
+        let streams = Which::BOTH.into_iter().zip(add.streams);
+        let streams = streams.filter_map(|(which, position)| Some((which, position?)));
+        for ((which, position), pipe) in streams.zip(descriptors) {
+            let token = token(add.logs, which);
+            self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+            self.streams.insert(token, Stream::open(add, which, position, pipe, Rc::clone(&dir)));
+            if add.closing {
+                self.close(token);
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, token: u64) {
+        let Some(stream) = self.streams.get_mut(&token) else { return };
+        stream.closing = true;
+        // An empty pipe that someone holds open has nothing to say by itself.
+        self.on_stream(token, None);
+    }
+
+    /// A stream is `ready`, or to be looked at.
+    fn on_stream(&mut self, token: u64, ready: Option<Ready>) {
+        let Some(stream) = self.streams.get_mut(&token) else { return };
         let now = Instant::now();
-        let ended = stream.turn(&self.null, now) == Progress::Ended;
+        let ended = stream.turn(ready, &self.null, now) == Progress::Ended;
         if ended || stream.loss_is_due(now) {
-            self.untold.push_back(stream.told(number, ended, now));
+            self.untold.push_back(stream.told(ended, now));
         }
         if ended {
+            // Closing would not do: the supervisor has the pipe too.
             let _ = self.epoll.delete(&stream.pipe);
-            self.streams.remove(&number);
+            self.streams.remove(&token);
         }
     }
 
     fn tell(&mut self) {
         let Some(control) = &self.control else { return };
-        let waited = !self.untold.is_empty();
-        while let Some(told) = self.untold.front() {
-            match seqpacket::send(control.as_fd(), &told.encode(), &[]) {
-                Ok(()) => {
-                    self.untold.pop_front();
-                }
+        while !self.untold.is_empty() {
+            let told = self.untold.iter().copied();
+            match seqpacket::send(control.as_fd(), &Told::encode(told), &[]) {
+                Ok(()) => drop(self.untold.drain(..TOLD_MAX.min(self.untold.len()))),
                 Err(seqpacket::Error::WouldBlock) => break,
                 Err(_) => {
                     self.control = None;
@@ -139,10 +172,12 @@ impl Pump {
                 }
             }
         }
-        if waited {
-            let room = if self.untold.is_empty() { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
+        let waits = !self.untold.is_empty();
+        if waits != self.waits_for_room {
+            let room = if waits { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
             let mut event = EpollEvent::new(EpollFlags::EPOLLIN | room, CONTROL_TOKEN);
             let _ = self.epoll.modify(control, &mut event);
+            self.waits_for_room = waits;
         }
     }
 }
@@ -182,6 +217,8 @@ impl Budget {
 
 /// One stream and its files.
 struct Stream {
+    logs: u64,
+    which: Which,
     pipe: OwnedFd,
     files: Files,
     budget: Budget,
@@ -195,23 +232,26 @@ struct Stream {
 }
 
 impl Stream {
-    fn open(add: Add, pipe: OwnedFd, dir: OwnedFd) -> Self {
-        let budget = Budget { per_second: add.bytes_per_second, since: Instant::now(), kept: 0 };
+    fn open(add: Add, which: Which, position: Position, pipe: OwnedFd, dir: Rc<OwnedFd>) -> Self {
+        let Rotation { bytes_per_second, .. } = add.rotation;
         Stream {
+            logs: add.logs,
+            which,
             pipe,
-            files: Files::open(add, dir),
-            budget,
-            dropped: add.dropped,
-            dropped_told: add.dropped,
+            files: Files::new(which, add.rotation, dir, position.offset, add.new),
+            budget: Budget { per_second: bytes_per_second, since: Instant::now(), kept: 0 },
+            dropped: position.dropped,
+            dropped_told: position.dropped,
             told_at: None,
             closing: add.closing,
         }
     }
 
-    /// Moves what there is, up to a turn's worth; all that a pipe may hold, if it is the last turn.
-    fn turn(&mut self, null: &OwnedFd, now: Instant) -> Progress {
+    /// Moves what there is, up to a turn's worth; all that a pipe may hold, if it is the last turn. If it is not known
+    /// that it is `ready`, it is asked.
+    fn turn(&mut self, mut ready: Option<Ready>, null: &OwnedFd, now: Instant) -> Progress {
         let turns = if self.closing { PIPE_BYTES_MAX.div_ceil(TURN_BYTES) } else { 1 };
-        let ended = (0..turns).any(|_| self.take_turn(null, now) == Progress::Ended);
+        let ended = (0..turns).any(|_| self.take_turn(ready.take(), null, now) == Progress::Ended);
         if ended || self.closing {
             self.files.end();
             return Progress::Ended;
@@ -219,11 +259,11 @@ impl Stream {
         Progress::Waiting
     }
 
-    fn take_turn(&mut self, null: &OwnedFd, now: Instant) -> Progress {
+    fn take_turn(&mut self, mut ready: Option<Ready>, null: &OwnedFd, now: Instant) -> Progress {
         let mut moved = 0;
         while moved < TURN_BYTES {
             // Asked before a file is begun: at the end of the stream none must be.
-            match ready(&self.pipe) {
+            match ready.take().unwrap_or_else(|| Ready::of(&self.pipe)) {
                 Ready::Data => {}
                 Ready::Nothing => return Progress::Waiting,
                 Ready::End => return Progress::Ended,
@@ -268,31 +308,41 @@ impl Stream {
         self.dropped > self.dropped_told && late
     }
 
-    fn told(&mut self, stream: u64, ended: bool, now: Instant) -> Told {
+    fn told(&mut self, ended: bool, now: Instant) -> Told {
         self.dropped_told = self.dropped;
         self.told_at = Some(now);
-        Told { stream, ended, offset: self.files.offset(), dropped: self.dropped }
+        let position = Position { offset: self.files.offset(), dropped: self.dropped };
+        Told { logs: self.logs, which: self.which, ended, position }
     }
 }
 
+/// What a pipe has.
+#[derive(Clone, Copy, Debug)]
 enum Ready {
     Data,
     Nothing,
     End,
 }
 
-fn ready(pipe: &OwnedFd) -> Ready {
-    let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-    let flags = match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(_) => fds[0].revents().unwrap_or(PollFlags::empty()),
-        Err(_) => PollFlags::empty(),
-    };
-    if flags.contains(PollFlags::POLLIN) {
-        Ready::Data
-    } else if flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
-        Ready::End
-    } else {
-        Ready::Nothing
+impl Ready {
+    fn of(pipe: &OwnedFd) -> Self {
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        let flags = match poll(&mut fds, PollTimeout::ZERO) {
+            Ok(_) => fds[0].revents().unwrap_or(PollFlags::empty()),
+            Err(_) => PollFlags::empty(),
+        };
+        if flags.contains(PollFlags::POLLIN) {
+            Ready::Data
+        } else if flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
+            Ready::End
+        } else {
+            Ready::Nothing
+        }
+    }
+
+    /// What epoll says of it: always something.
+    fn of_event(flags: EpollFlags) -> Self {
+        if flags.contains(EpollFlags::EPOLLIN) { Ready::Data } else { Ready::End }
     }
 }
 
@@ -321,7 +371,6 @@ fn discard(pipe: &OwnedFd, null: &OwnedFd) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pump_protocol::Which;
     use std::io::Write;
 
     struct Fixture {
@@ -333,22 +382,20 @@ mod tests {
     fn fixture(file_bytes: u64, splice: bool) -> Fixture {
         let dir = tempfile::Builder::new().prefix("proffer-pump").tempdir().expect("temp dir");
         let (pipe, write) = nix::unistd::pipe().expect("pipe");
-        let mut fixture = Fixture { stream: reopen(&dir, pipe, file_bytes), dir, write: Some(write.into()) };
+        let stream = open(&dir, pipe, Add { new: true, ..add(file_bytes) }, Position::default());
+        let mut fixture = Fixture { stream, dir, write: Some(write.into()) };
         fixture.stream.files.use_splice(splice);
         fixture
     }
 
     fn add(file_bytes: u64) -> Add {
-        Add {
-            stream: 1,
-            which: Which::Stdout,
-            file_bytes,
-            files: 2,
-            bytes_per_second: 1 << 30,
-            offset: 0,
-            dropped: 0,
-            closing: false,
-        }
+        let rotation = Rotation { file_bytes, files: 2, bytes_per_second: 1 << 30 };
+        Add { logs: 1, rotation, closing: false, new: false, streams: [None, None] }
+    }
+
+    fn open(dir: &tempfile::TempDir, pipe: OwnedFd, add: Add, position: Position) -> Stream {
+        let dir = File::open(dir.path()).expect("directory").into();
+        Stream::open(add, Which::Stdout, position, pipe, Rc::new(dir))
     }
 
     fn null() -> OwnedFd {
@@ -356,8 +403,7 @@ mod tests {
     }
 
     fn reopen(dir: &tempfile::TempDir, pipe: OwnedFd, file_bytes: u64) -> Stream {
-        let dir = File::open(dir.path()).expect("directory").into();
-        Stream::open(add(file_bytes), pipe, dir)
+        open(dir, pipe, add(file_bytes), Position::default())
     }
 
     impl Fixture {
@@ -367,12 +413,12 @@ mod tests {
 
         fn write_at(&mut self, text: &[u8], now: Instant) {
             self.write.as_mut().expect("open").write_all(text).expect("room in the pipe");
-            assert_eq!(self.stream.turn(&null(), now), Progress::Waiting);
+            assert_eq!(self.stream.turn(None, &null(), now), Progress::Waiting);
         }
 
         fn end(&mut self) {
             self.write = None;
-            assert_eq!(self.stream.turn(&null(), Instant::now()), Progress::Ended);
+            assert_eq!(self.stream.turn(None, &null(), Instant::now()), Progress::Ended);
         }
 
         fn files(&self) -> Vec<(String, String)> {
@@ -395,7 +441,7 @@ mod tests {
     fn rotation_keeps_two_files_named_by_their_offset() {
         for splice in [true, false] {
             let mut fixture = fixture(4, splice);
-            assert_eq!(fixture.files(), files(&[("stdout.0", "")]));
+            assert_eq!(fixture.files(), files(&[]), "none before the first byte");
             fixture.write(b"abcdef");
             assert_eq!(fixture.files(), files(&[("stdout.0", "abcd"), ("stdout.4", "ef")]));
             fixture.write(b"ghi");
@@ -419,6 +465,28 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_without_a_byte_leaves_no_file() {
+        let mut silent = fixture(4, true);
+        silent.end();
+        assert_eq!(silent.files(), []);
+        // Nor if it was another pump's before.
+        let mut handed = fixture(4, true);
+        let pipe = handed.stream.pipe.try_clone().expect("duplicate");
+        handed.stream = reopen(&handed.dir, pipe, 4);
+        assert_eq!(handed.files(), []);
+        handed.end();
+        assert_eq!(handed.files(), []);
+    }
+
+    #[test]
+    fn a_new_stream_does_not_write_over_what_should_not_be_there() {
+        let mut fixture = fixture(8, true);
+        std::fs::write(fixture.dir.path().join("stdout.0"), "old").expect("written");
+        fixture.write(b"new");
+        assert_eq!(fixture.files(), files(&[("stdout.0", "oldnew")]));
+    }
+
+    #[test]
     fn what_is_beyond_the_budget_is_thrown_away_and_counted() {
         for splice in [true, false] {
             let mut fixture = fixture(100, splice);
@@ -429,7 +497,7 @@ mod tests {
             assert_eq!(fixture.files(), files(&[("stdout.0", "abcdef")]));
             assert_eq!((fixture.stream.dropped, fixture.stream.files.offset()), (4, 10));
             assert!(fixture.stream.loss_is_due(begun));
-            assert_eq!(fixture.stream.told(1, false, begun).dropped, 4);
+            assert_eq!(fixture.stream.told(false, begun).position.dropped, 4);
             fixture.write_at(b"klm", begun + WINDOW);
             // The next second goes on at the true offset.
             assert_eq!(fixture.files(), files(&[("stdout.0", "abcdef"), ("stdout.10", "klm")]));
@@ -480,7 +548,8 @@ mod tests {
         let pipe = fixture.stream.pipe.try_clone().expect("duplicate");
         // No directory, at first.
         let file = File::open(fixture.dir.path().join("stdout.0")).expect("a file");
-        fixture.stream = Stream::open(add(100), pipe, file.into());
+        fixture.stream =
+            Stream::open(add(100), Which::Stdout, Position::default(), pipe, Rc::new(file.into()));
         fixture.write_at(b"cd", begun);
         assert_eq!((fixture.stream.dropped, fixture.files()), (2, files(&[("stdout.0", "ab")])));
         fixture.stream.files.look_at(File::open(fixture.dir.path()).expect("directory").into());
@@ -493,12 +562,11 @@ mod tests {
         let mut fixture = fixture(100, true);
         fixture.write(b"ab");
         let pipe = fixture.stream.pipe.try_clone().expect("duplicate");
-        let dir = File::open(fixture.dir.path()).expect("directory").into();
-        fixture.stream = Stream::open(Add { offset: 9, dropped: 7, ..add(100) }, pipe, dir);
+        fixture.stream = open(&fixture.dir, pipe, add(100), Position { offset: 9, dropped: 7 });
         fixture.write(b"cd");
         assert_eq!(fixture.files(), files(&[("stdout.0", "ab"), ("stdout.9", "cd")]));
         fixture.end();
-        assert_eq!(fixture.stream.told(1, true, Instant::now()).dropped, 7);
+        assert_eq!(fixture.stream.told(true, Instant::now()).position.dropped, 7);
     }
 
     #[test]
@@ -510,7 +578,7 @@ mod tests {
         write.write_all(&vec![b'x'; PIPE_BYTES_MAX as usize]).expect("room in the pipe");
         // Its writer holds it open.
         fixture.stream.closing = true;
-        assert_eq!(fixture.stream.turn(&null(), Instant::now()), Progress::Ended);
+        assert_eq!(fixture.stream.turn(None, &null(), Instant::now()), Progress::Ended);
         assert_eq!(fixture.stream.files.offset(), PIPE_BYTES_MAX);
     }
 
@@ -518,8 +586,7 @@ mod tests {
     fn a_terminal_is_read_to_its_end() {
         let mut fixture = fixture(100, true);
         let pty = nix::pty::openpty(None, None).expect("a terminal");
-        let dir = File::open(fixture.dir.path()).expect("directory").into();
-        fixture.stream = Stream::open(add(100), pty.master, dir);
+        fixture.stream = reopen(&fixture.dir, pty.master, 100);
         fixture.write = Some(pty.slave.into());
         fixture.write(b"hello\n");
         fixture.end();

@@ -9,7 +9,8 @@ use proffer_launcher::{self as launcher, Limit as RawLimit, Mount, Sandbox, User
 use proffer_wire::supervisor::v1::{Descriptor, Group, Isolation, Launch as Request, LimitKind, LogSettings};
 
 use crate::checks::Watch;
-use crate::logs::{LogTo, Rotation};
+use crate::logs::LogTo;
+use crate::pump_protocol::Rotation;
 
 const FILE_BYTES_DEFAULT: u64 = 10 * 1024 * 1024;
 const FILES_DEFAULT: u32 = 2;
@@ -163,7 +164,7 @@ impl Checked {
             argv: request.argv,
             env: request.env,
             hostname: request.hostname,
-            log_to: sorted.log_dir.map(|dir| LogTo { dir: Rc::new(dir), rotation }),
+            log_to: sorted.log_dir.map(|dir| LogTo { dir, rotation }),
             kept: Box::new(kept),
             watches,
             group,

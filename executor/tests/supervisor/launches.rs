@@ -38,6 +38,11 @@ fn ends_are_reported_as_they_were() {
                 ("out\n".into(), "err\n".into())
             );
         }
+        node.launch(&agent, node.request(8, "true"));
+        agent.launched(8);
+        assert!(agent.exited(8).logs_complete);
+        let files = fs::read_dir(node.logs(8)).expect("directory").count();
+        assert_eq!(files, 0, "what says nothing leaves no file");
         let mut missing = node.request(9, "");
         missing.argv = vec!["proffer-no-such-program".into()];
         node.launch(&agent, missing);
@@ -268,7 +273,7 @@ fn a_dead_pump_is_replaced_and_nothing_is_lost() {
     node.launch(&agent, request);
     agent.launched(1);
     for round in 0..3 {
-        let enough = |count: usize| (count > round * 2 + 1).then_some(());
+        let enough = |count: usize| (count > round * 2).then_some(());
         wait_for("some logs", || enough(fs::read_dir(node.logs(1)).expect("directory").count()));
         let pump = node.pump();
         kill(pump);
