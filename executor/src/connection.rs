@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use proffer_launcher::seqpacket::{self, Datagram};
+use proffer_launcher::seqpacket::{self, Receiver};
 use proffer_wire::supervisor::v1::ToAgent;
 use prost::Message;
 
@@ -14,6 +14,8 @@ const WAITING_MAX: usize = 65_536;
 pub(crate) struct Connection {
     socket: OwnedFd,
     waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    /// What it is watched for: room, or datagrams.
+    pub(crate) watched_for_room: bool,
     /// Said `Hello` and was welcomed.
     pub(crate) welcomed: bool,
 }
@@ -24,7 +26,7 @@ pub(crate) struct Lost(pub(crate) String);
 
 impl Connection {
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Connection { socket, waiting: VecDeque::new(), welcomed: false }
+        Connection { socket, waiting: VecDeque::new(), watched_for_room: false, welcomed: false }
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -61,8 +63,11 @@ impl Connection {
     }
 
     /// The next datagram; `None` when there is none for now.
-    pub(crate) fn recv(&self) -> Result<Option<Datagram>, Received> {
-        match seqpacket::recv(self.socket.as_fd()) {
+    pub(crate) fn recv<'a>(
+        &self,
+        receiver: &'a mut Receiver,
+    ) -> Result<Option<seqpacket::Received<'a>>, Received> {
+        match receiver.recv(self.socket.as_fd()) {
             Ok(Some(datagram)) => Ok(Some(datagram)),
             Ok(None) => Err(Received::End),
             Err(seqpacket::Error::WouldBlock) => Ok(None),

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use proffer_launcher::seqpacket;
+use proffer_launcher::seqpacket::{self, Receiver};
 
 use crate::poller::{Poller, Token};
 use crate::pump;
@@ -152,12 +152,12 @@ impl Logs {
     }
 
     /// The control socket is ready: what became of streams.
-    pub(crate) fn on_control(&mut self, poller: &Poller) -> Vec<Progress> {
+    pub(crate) fn on_control(&mut self, receiver: &mut Receiver, poller: &Poller) -> Vec<Progress> {
         let mut heard = Vec::new();
         while let Some(pump) = &self.pump {
-            match seqpacket::recv(pump.control.as_fd()) {
+            match receiver.recv(pump.control.as_fd()) {
                 Ok(Some(datagram)) => {
-                    for told in Told::decode(&datagram.body) {
+                    for told in Told::decode(datagram.body) {
                         heard.extend(on_told(&mut self.streams, told));
                     }
                 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use proffer_launcher::seqpacket;
+use proffer_launcher::seqpacket::{self, Receiver};
 
 use crate::files::{Files, Kept};
 use crate::pump_protocol::{Add, Order, Position, Rotation, TOLD_MAX, Told, Which};
@@ -54,6 +54,7 @@ struct Pump {
     control: Option<OwnedFd>,
     /// Whether `control` is watched for room.
     waits_for_room: bool,
+    receiver: Receiver,
     /// Where it is thrown.
     null: OwnedFd,
     /// By their tokens.
@@ -70,6 +71,7 @@ fn run(control: OwnedFd) -> io::Result<()> {
         epoll,
         control: Some(control),
         waits_for_room: false,
+        receiver: Receiver::default(),
         null,
         streams: BTreeMap::new(),
         untold: VecDeque::new(),
@@ -99,14 +101,15 @@ fn token(logs: u64, which: Which) -> u64 {
 impl Pump {
     fn on_control(&mut self) -> io::Result<()> {
         while let Some(control) = &self.control {
-            match seqpacket::recv(control.as_fd()) {
+            match self.receiver.recv(control.as_fd()) {
                 Ok(Some(datagram)) => {
                     if datagram.descriptors_lost {
                         // Passed over, the stream would never be read: the next pump is told of it again.
                         return Err(io::Error::other("no descriptor is free"));
                     }
-                    match Order::decode(&datagram.body) {
-                        Some(Order::Add(add)) => self.on_add(add, datagram.descriptors)?,
+                    let (order, descriptors) = (Order::decode(datagram.body), datagram.descriptors);
+                    match order {
+                        Some(Order::Add(add)) => self.on_add(add, descriptors)?,
                         Some(Order::Close { logs }) => {
                             Which::BOTH.into_iter().for_each(|which| self.close(token(logs, which)));
                         }

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use proffer_launcher::{self as launcher, Template, proc, seqpacket};
+use proffer_launcher::seqpacket::{self, Receiver};
+use proffer_launcher::{self as launcher, Template, proc};
 use proffer_wire::supervisor::v1::to_agent::Message;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use proffer_wire::supervisor::v1::{Draining, Hello, Refused, ToAgent, ToSupervisor, Welcome};
@@ -35,6 +36,7 @@ pub struct Supervisor {
     build: String,
     pub(crate) poller: Poller,
     listener: OwnedFd,
+    receiver: Receiver,
     /// By the serial in their tokens; at most one is welcomed.
     pub(crate) connections: BTreeMap<u64, Connection>,
     current: Option<u64>,
@@ -97,6 +99,7 @@ impl Supervisor {
             build,
             poller,
             listener,
+            receiver: Receiver::default(),
             connections: BTreeMap::new(),
             current: None,
             welcomes: 0,
@@ -149,7 +152,7 @@ impl Supervisor {
             Token::InsideStatus(serial) => self.on_inside_status(serial),
             Token::InsideExit(serial) => self.on_inside_exit(serial),
             Token::PumpControl => {
-                let heard = self.logs.on_control(&self.poller);
+                let heard = self.logs.on_control(&mut self.receiver, &self.poller);
                 // All of it is taken in before an end is reported, which tells of both streams.
                 for progress in &heard {
                     if let Some(launch) = self.launches.get_mut(&progress.launch_id) {
@@ -263,8 +266,12 @@ impl Supervisor {
                     break;
                 }
             }
-            match connection.recv() {
-                Ok(Some(datagram)) => self.on_datagram(serial, &datagram.body, datagram.descriptors),
+            match connection.recv(&mut self.receiver) {
+                Ok(Some(datagram)) => {
+                    let order = ToSupervisor::decode(datagram.body);
+                    let descriptors = datagram.descriptors;
+                    self.on_order(serial, order, descriptors);
+                }
                 Ok(None) => break,
                 Err(Received::Refused(reason)) => self.refuse(serial, 0, reason),
                 Err(Received::End) => return self.close(serial, "closed"),
@@ -274,8 +281,13 @@ impl Supervisor {
         self.watch_room(serial);
     }
 
-    fn on_datagram(&mut self, serial: u64, body: &[u8], descriptors: Vec<OwnedFd>) {
-        let order = match ToSupervisor::decode(body) {
+    fn on_order(
+        &mut self,
+        serial: u64,
+        order: Result<ToSupervisor, prost::DecodeError>,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let order = match order {
             Ok(ToSupervisor { message: Some(order) }) => order,
             Ok(ToSupervisor { message: None }) => {
                 return self.refuse(serial, 0, "a message of a kind not known here".into());
@@ -368,10 +380,12 @@ impl Supervisor {
     }
 
     fn watch_room(&mut self, serial: u64) {
-        if let Some(connection) = self.connections.get(&serial) {
-            // While answers wait nothing is read, and what is unread must not keep the loop awake.
-            let full = connection.is_full();
+        let Some(connection) = self.connections.get_mut(&serial) else { return };
+        // While answers wait nothing is read, and what is unread must not keep the loop awake.
+        let full = connection.is_full();
+        if full != connection.watched_for_room {
             let _ = self.poller.watch(connection.fd(), Token::Connection(serial), !full, full);
+            connection.watched_for_room = full;
         }
     }
 }

@@ -145,8 +145,50 @@ pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
     let Some(length) = next_length(connection)? else { return Ok(None) };
     // One that is too large is truncated, and so told.
     let mut body = vec![0; length.min(DATAGRAM_MAX)];
+    let Some(Received { body: received, descriptors, descriptors_lost }) = recv_into(connection, &mut body)?
+    else {
+        return Ok(None);
+    };
+    let length = received.len();
+    body.truncate(length);
+    Ok(Some(Datagram { body, descriptors, descriptors_lost }))
+}
+
+/// Receives datagrams one after the other into a buffer of its own, which takes no more memory than the largest of
+/// them had: for who receives so many that asking for the length of each first would cost.
+#[derive(Debug)]
+pub struct Receiver {
+    buffer: Box<[u8]>,
+}
+
+/// What a [`Receiver`] received.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// As of [`Datagram`].
+    pub body: &'a [u8],
+    /// As of [`Datagram`].
+    pub descriptors: Vec<OwnedFd>,
+    /// As of [`Datagram`].
+    pub descriptors_lost: bool,
+}
+
+impl Default for Receiver {
+    fn default() -> Self {
+        // Zeroes that nobody has written yet are no memory.
+        Receiver { buffer: vec![0; DATAGRAM_MAX].into() }
+    }
+}
+
+impl Receiver {
+    /// As [`recv`].
+    pub fn recv(&mut self, connection: BorrowedFd<'_>) -> Result<Option<Received<'_>>, Error> {
+        recv_into(connection, &mut self.buffer)
+    }
+}
+
+fn recv_into<'a>(connection: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Result<Option<Received<'a>>, Error> {
     let (length, flags, descriptors) = loop {
-        match recv_with_descriptors(connection, &mut body) {
+        match recv_with_descriptors(connection, buffer) {
             Ok(received) => break received,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
@@ -161,8 +203,11 @@ pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
     if length == 0 {
         return Ok(None);
     }
-    body.truncate(length);
-    Ok(Some(Datagram { body, descriptors, descriptors_lost: flags & libc::MSG_CTRUNC != 0 }))
+    Ok(Some(Received {
+        body: &buffer[..length],
+        descriptors,
+        descriptors_lost: flags & libc::MSG_CTRUNC != 0,
+    }))
 }
 
 /// recvmsg(2): the datagram's true length, its flags and its descriptors. By hand, because nix keeps back the
@@ -281,6 +326,23 @@ mod tests {
         assert!(matches!(recv(b.as_fd()), Err(Error::TooLarge { .. })));
         send(a.as_fd(), b"next", &[]).expect("send");
         assert_eq!(recv(b.as_fd()).expect("recv").expect("a datagram").body, b"next");
+    }
+
+    #[test]
+    fn a_receiver_receives_the_same() {
+        let (a, b) = pair().expect("pair");
+        let mut receiver = Receiver::default();
+        assert!(matches!(receiver.recv(b.as_fd()), Err(Error::WouldBlock)));
+        let bodies = [vec![7; DATAGRAM_MAX], vec![8; 3]];
+        for body in &bodies {
+            send(a.as_fd(), body, &[a.as_fd()]).expect("send");
+            let got = receiver.recv(b.as_fd()).expect("recv").expect("a datagram");
+            assert_eq!((got.body, got.descriptors.len(), got.descriptors_lost), (&body[..], 1, false));
+        }
+        assert_eq!(nix::unistd::write(&a, &vec![1; DATAGRAM_MAX + 1]), Ok(DATAGRAM_MAX + 1));
+        assert!(matches!(receiver.recv(b.as_fd()), Err(Error::TooLarge { .. })));
+        drop(a);
+        assert!(matches!(receiver.recv(b.as_fd()), Ok(None)));
     }
 
     #[test]
