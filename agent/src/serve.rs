@@ -1,5 +1,6 @@
 //! Diagnostics for the node's own use: whether the agent is well, and what it holds.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::driver::Handle;
 
@@ -25,6 +26,12 @@ const CONNECTIONS_MAX: usize = 32;
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// Between two attempts to accept where one has failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a busy port is tried: a predecessor that was killed while it started a process leaves the port to that for
+/// the moment until its execve.
+const BUSY: Duration = Duration::from_secs(1);
+/// Between two of those attempts.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why diagnostics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +44,15 @@ pub struct Error {
 
 /// Takes the port: to be done early, so that a busy one is told before anything has begun.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error { address, source })
+    let given_up = Instant::now() + BUSY;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < given_up => {
+                sleep(BUSY_PAUSE).await;
+            }
+            bound => return bound.map_err(|source| Error { address, source }),
+        }
+    }
 }
 
 /// Serves `/healthz` (200 while the driver answers) and `/state` until the process ends. A task reaches this port: it
@@ -84,4 +99,22 @@ type Answer = (StatusCode, [(HeaderName, &'static str); 1], String);
 
 fn answer(status: StatusCode, body: &Value) -> Answer {
     (status, [(CONTENT_TYPE, "application/json")], format!("{body}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_let_go_soon_is_taken() {
+        let held = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = held.local_addr().expect("its address");
+        let error = listen(address).await.expect_err("busy for good").to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
+        let waiting = tokio::spawn(listen(address));
+        // Its first attempt has failed by the time it sleeps.
+        sleep(BUSY / 2).await;
+        drop(held);
+        waiting.await.expect("no panic").expect("free now");
+    }
 }
