@@ -109,6 +109,9 @@ pub enum Error {
     /// The runtime directory belongs to an instance that ran before or still runs.
     #[error("{} already belongs to an instance: give each instance a directory of its own", .0.display())]
     Used(PathBuf),
+    /// Something has begun threads in this process.
+    #[error("the supervisor has {0} threads instead of one")]
+    Threads(u64),
     /// A file operation failed.
     #[error("{operation} {}: {source}", .path.display())]
     File {

@@ -19,7 +19,7 @@ const LOGS_WAIT_MAX: Duration = Duration::from_secs(15);
 impl Supervisor {
     pub(crate) fn on_status(&mut self, serial: u64) {
         let Some(&id) = self.serials.get(&serial) else { return };
-        while let Some(launch) = self.launches.get_mut(&id) {
+        while let Some(launch) = self.launches.get_mut(&id).filter(|launch| launch.said.is_none()) {
             let Some(container) = &launch.container else { return };
             match container.event() {
                 None => return,
@@ -34,11 +34,8 @@ impl Supervisor {
                 }
                 Some(Event::ExecFailed { step, errno }) => launch.said = Some(Said::ExecFailed(step, errno)),
                 Some(Event::Exited(status)) => launch.said = Some(Said::Exited(status)),
-                Some(Event::Closed) => {
-                    // Ready for ever from now on; its pidfd tells the rest.
-                    self.poller.remove(container.status_fd());
-                    return;
-                }
+                // Its pidfd tells the rest.
+                Some(Event::Closed) => return,
             }
         }
     }
@@ -76,15 +73,14 @@ impl Supervisor {
         let Some(container) = &launch.container else { return };
         let status = match container.reap() {
             Ok(Some(status)) => status,
-            Ok(None) => return,
+            // Something traces it.
+            Ok(None) => return self.reap_later(serial),
             Err(error) => {
                 // Nobody else reaps here; without a status it is told as killed.
                 self.records.log(&format!("launch {id}: waitpid: {error}"));
                 libc::SIGKILL
             }
         };
-        self.poller.remove(container.status_fd());
-        self.poller.remove(container.pidfd());
         self.serials.remove(&serial);
         let end = launch.end(status, unix_ms());
         self.end(id, end);

@@ -69,7 +69,6 @@ struct Program<'a> {
 
 impl Supervisor {
     fn join(&self, launch: &Launch, kept: &Kept, program: &Program<'_>) -> Result<Joined, String> {
-        self.one_thread()?;
         let container = launch.container.as_ref().ok_or("it does not run")?;
         let (isolation, _, _) = self.isolation(kept.linux);
         heap::keep_out_of_children();
@@ -93,10 +92,10 @@ impl Supervisor {
 
     fn watch_inside(&mut self, launch: u64, joined: Joined, what: What) -> Result<u64, String> {
         let serial = self.next_serial();
-        let watched = self.poller.add(joined.status_fd(), Token::InsideStatus(serial));
+        let watched = self.poller.add_edge(joined.status_fd(), Token::InsideStatus(serial));
         // Dropping it kills it.
         watched
-            .and_then(|()| self.poller.add(joined.pidfd(), Token::InsideExit(serial)))
+            .and_then(|()| self.poller.add_once(joined.pidfd(), Token::InsideExit(serial)))
             .map_err(|error| format!("epoll_ctl: {error}"))?;
         self.inside.insert(serial, Inside { launch, joined, what });
         Ok(serial)
@@ -106,7 +105,7 @@ impl Supervisor {
         while let Some(inside) = self.inside.get_mut(&serial) {
             let Some(event) = inside.joined.event() else { return };
             match (event, &mut inside.what) {
-                (Event::Closed, _) => return self.poller.remove(inside.joined.status_fd()),
+                (Event::Closed, _) => return,
                 (Event::Terminal, What::Exec(exec)) => exec.ends.extend(inside.joined.take_terminal()),
                 (Event::Started, What::Exec(exec)) => {
                     let (launch_id, exec_id, connection) = (inside.launch, exec.id, exec.connection);
@@ -138,21 +137,13 @@ impl Supervisor {
         let Some(inside) = self.inside.get(&serial) else { return };
         let status = match inside.joined.reap() {
             Ok(Some(status)) => status,
-            Ok(None) => {
-                // Something in the container traces it. Its descriptor stays ready all the while.
-                self.poller.remove(inside.joined.status_fd());
-                self.poller.remove(inside.joined.pidfd());
-                self.unreaped.push(serial);
-                self.reap_at.get_or_insert_with(|| Instant::now() + REAP_AGAIN);
-                return;
-            }
+            // Something in the container traces it.
+            Ok(None) => return self.reap_later(serial),
             Err(error) => {
                 self.records.log(&format!("launch {}: waitpid inside: {error}", inside.launch));
                 libc::SIGKILL
             }
         };
-        self.poller.remove(inside.joined.status_fd());
-        self.poller.remove(inside.joined.pidfd());
         let Some(Inside { launch, what, .. }) = self.inside.remove(&serial) else { return };
         match what {
             What::Try(one) if one.late => {}
@@ -168,12 +159,19 @@ impl Supervisor {
         }
     }
 
+    /// What ends while it is traced is the tracer's first: its end is asked for again.
+    pub(crate) fn reap_later(&mut self, serial: u64) {
+        self.unreaped.push(serial);
+        self.reap_at.get_or_insert_with(|| Instant::now() + REAP_AGAIN);
+    }
+
     /// Asks again for the ends of what was traced.
     pub(crate) fn reap_again(&mut self, now: Instant) {
         if self.reap_at.is_some_and(|at| at <= now) {
             self.reap_at = None;
             for serial in std::mem::take(&mut self.unreaped) {
                 self.on_inside_exit(serial);
+                self.on_init_exit(serial);
             }
         }
     }

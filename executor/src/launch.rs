@@ -42,7 +42,6 @@ pub(crate) struct Launch {
     /// What a process that joins it needs to be like it; until it ends.
     pub(crate) kept: Option<Box<Kept>>,
     pub(crate) init_pid: i32,
-    pub(crate) init_start_ticks: u64,
     pub(crate) kill: Killed,
     /// When SIGKILL follows.
     pub(crate) kill_at: Option<Instant>,
@@ -51,7 +50,7 @@ pub(crate) struct Launch {
     /// See `complete_after`.
     pub(crate) complete_at: Option<Instant>,
     pub(crate) started_unix_ms: u64,
-    /// What init has said about the end, before it ended itself.
+    /// What init has said about the end, before it ended itself: it says no more.
     pub(crate) said: Option<Said>,
     /// Bytes of stdout and stderr that were thrown away so far.
     pub(crate) dropped: [u64; 2],
@@ -99,7 +98,6 @@ impl Launch {
             container: None,
             kept: None,
             init_pid: 0,
-            init_start_ticks: 0,
             kill: Killed::default(),
             kill_at: None,
             complete_after: None,
@@ -144,8 +142,8 @@ impl Launch {
         Message::Launched(Launched {
             launch_id: self.id,
             init_pid: self.init_pid,
-            init_start_ticks: self.init_start_ticks,
             started_unix_ms: self.started_unix_ms,
+            ..Launched::default()
         })
     }
 
@@ -160,11 +158,11 @@ impl Launch {
             launch_id: self.id,
             state: state.into(),
             init_pid: self.init_pid,
-            init_start_ticks: self.init_start_ticks,
             kill_sent: self.kill.sent.into(),
             end,
             started_unix_ms: self.started_unix_ms,
             checks: self.watches.iter().filter_map(|watch| watch.last.clone()).collect(),
+            ..LaunchInfo::default()
         }
     }
 

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use proffer_launcher::{self as launcher, heap, proc};
+use proffer_launcher::{self as launcher, heap};
 use proffer_wire::supervisor::v1::launch_info::End;
 use proffer_wire::supervisor::v1::to_agent::Message;
 use proffer_wire::supervisor::v1::{
@@ -73,21 +73,11 @@ impl Supervisor {
         if checked.linux() && self.template.is_none() {
             return Err("this supervisor was not started with --isolation linux".into());
         }
-        // SAFETY: cannot fail.
-        let own = unsafe { libc::geteuid() };
+        let own = self.own_uid;
         if own != 0 && checked.kept.uid != own {
             return Err(format!("user {} needs root, this supervisor is user {own}", checked.kept.uid));
         }
-        self.one_thread().map(|()| checked)
-    }
-
-    /// The child of a threaded process would own locks that nobody releases.
-    pub(crate) fn one_thread(&self) -> Result<(), String> {
-        match proc::thread_count() {
-            Ok(1) => Ok(()),
-            Ok(threads) => Err(format!("this supervisor has {threads} threads instead of one")),
-            Err(error) => Err(format!("counting threads: {error}")),
-        }
+        Ok(checked)
     }
 
     /// Clones a launch whose record is written; a member of a group waits before its program, and shares with the
@@ -196,9 +186,9 @@ impl Supervisor {
         })?;
         let serial = self.next_serial();
         // Dropping the container kills it: unwatched it would never be reported.
-        let watched = self.poller.add(container.status_fd(), Token::Status(serial));
+        let watched = self.poller.add_edge(container.status_fd(), Token::Status(serial));
         watched
-            .and_then(|()| self.poller.add(container.pidfd(), Token::Exit(serial)))
+            .and_then(|()| self.poller.add_once(container.pidfd(), Token::Exit(serial)))
             .map_err(Unmade::io("epoll_ctl"))?;
         if let (Some(to), Some(pipes)) = (log_to, pipes) {
             // Its own ends are closed here.
@@ -207,8 +197,6 @@ impl Supervisor {
         }
         let mut launch = Launch::new(id, serial);
         launch.init_pid = container.pid();
-        // Not reaped yet, so that its stat is there.
-        launch.init_start_ticks = proc::start_ticks(container.pid()).unwrap_or(0);
         (launch.container, launch.listener) = (Some(container), listener);
         Ok(launch)
     }

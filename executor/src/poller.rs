@@ -75,6 +75,19 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.encode()))?)
     }
 
+    /// Watches `fd`, and tells each time that something comes: for who then reads all of it. It needs not be removed
+    /// before it is closed, even if a child that was cloned a moment ago has it still: nothing will come any more.
+    pub(crate) fn add_edge(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        Ok(self.epoll.add(fd, EpollEvent::new(flags, token.encode()))?)
+    }
+
+    /// Watches `fd` until it is ready, and no longer: it needs not be removed either.
+    pub(crate) fn add_once(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+        Ok(self.epoll.add(fd, EpollEvent::new(flags, token.encode()))?)
+    }
+
     /// Changes what `fd`, which is watched already, is watched for.
     pub(crate) fn watch(&self, fd: impl AsFd, token: Token, input: bool, room: bool) -> io::Result<()> {
         let mut flags = EpollFlags::empty();

@@ -33,6 +33,7 @@ const TURN_DATAGRAMS: usize = 64;
 pub struct Supervisor {
     pub(crate) config: Config,
     start_ticks: u64,
+    pub(crate) own_uid: u32,
     build: String,
     pub(crate) poller: Poller,
     listener: OwnedFd,
@@ -50,7 +51,7 @@ pub struct Supervisor {
     pub(crate) groups: BTreeMap<u64, Group>,
     /// What joined containers, by the serial in their tokens.
     pub(crate) inside: BTreeMap<u64, Inside>,
-    /// Of `inside`, those that have ended but are traced.
+    /// Of `inside` and of the containers, those that have ended but are traced.
     pub(crate) unreaped: Vec<u64>,
     pub(crate) reap_at: Option<Instant>,
     next_serial: u64,
@@ -90,12 +91,14 @@ impl Supervisor {
         logs.start_pump(&poller).map_err(Error::system("start the log pump"))?;
         let listener = seqpacket::listen(&config.socket).map_err(Error::file("listen on", &config.socket))?;
         poller.add(&listener, Token::Listener).map_err(Error::system("epoll_ctl"))?;
+        one_thread()?;
         records
             .write_identity(config, pid, start_ticks)
             .map_err(Error::file("write", &config.runtime_dir))?;
         Ok(Supervisor {
             config: config.clone(),
             start_ticks,
+            own_uid: nix::unistd::geteuid().as_raw(),
             build,
             poller,
             listener,
@@ -238,8 +241,7 @@ impl Supervisor {
                     return;
                 }
             };
-            // SAFETY: geteuid cannot fail.
-            let own = unsafe { libc::geteuid() };
+            let own = self.own_uid;
             match seqpacket::peer(socket.as_fd()) {
                 Ok(peer) if peer.uid == 0 || peer.uid == own => {
                     let serial = self.next_serial();
@@ -387,6 +389,15 @@ impl Supervisor {
             let _ = self.poller.watch(connection.fd(), Token::Connection(serial), !full, full);
             connection.watched_for_room = full;
         }
+    }
+}
+
+/// The child of a threaded process would own locks that nobody releases. None is ever begun here; this is to find out
+/// whether something else did.
+fn one_thread() -> Result<(), Error> {
+    match proc::thread_count().map_err(Error::system("count threads"))? {
+        1 => Ok(()),
+        threads => Err(Error::Threads(threads)),
     }
 }
 
