@@ -30,6 +30,9 @@ pub(super) const ESCALATE_AFTER: Duration = Duration::from_secs(5);
 /// How many messages of one supervisor are read before another has its turn.
 const TURN_MESSAGES: usize = 256;
 
+/// Most events that wait for the end of a turn, which may be long.
+const TOLD_MAX: usize = 32;
+
 /// What the handle asks for.
 pub(super) enum Command {
     Recover(Vec<Known>),
@@ -64,6 +67,8 @@ pub(super) struct Engine {
     commands: Receiver<Command>,
     wake: Arc<OwnedFd>,
     sink: Box<dyn FnMut(Event) + Send>,
+    /// What is to be told at the end of the turn: whoever hears it is woken once.
+    told: Vec<Event>,
     pub(super) supervisors: BTreeMap<InstanceId, Supervisor>,
     pub(super) launches: BTreeMap<LaunchId, Launch>,
     /// When launches want to be looked at; one too many does no harm.
@@ -93,6 +98,7 @@ impl Engine {
             commands,
             wake,
             sink,
+            told: Vec::new(),
             supervisors: BTreeMap::new(),
             launches: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -111,7 +117,7 @@ impl Engine {
                 match ready {
                     Ready::Wake => {
                         if !self.on_wake() {
-                            return;
+                            return self.tell();
                         }
                     }
                     Ready::Starter(instance) => self.on_starter(instance),
@@ -126,12 +132,20 @@ impl Engine {
                 }
             }
             self.on_time(Instant::now());
+            self.tell();
         }
     }
 
     pub(super) fn emit(&mut self, event: Event) {
         tracing::debug!(?event, "container event");
-        (self.sink)(event);
+        self.told.push(event);
+        if self.told.len() >= TOLD_MAX {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        self.told.drain(..).for_each(&mut self.sink);
     }
 
     /// Has [`advance`](Self::advance) called for the launch at a time.
@@ -213,6 +227,7 @@ impl Engine {
     fn on_wake(&mut self) -> bool {
         // Emptied before the commands are taken, so that none is slept over.
         let _ = rustix::io::read(&*self.wake, &mut [0u8; 8]);
+        self.shared.awake.swap(false, Ordering::AcqRel);
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Recover(known)) => self.on_recover(known),

@@ -21,6 +21,7 @@ mod user;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -56,6 +57,8 @@ pub(super) struct Shared {
     current: Mutex<BTreeMap<FrameworkId, InstanceId>>,
     /// The launches that may still write logs.
     writing: Writing,
+    /// The thread has been woken and will look for commands after it has said otherwise.
+    awake: AtomicBool,
 }
 
 impl Shared {
@@ -184,8 +187,7 @@ fn confinement(options: &Options, dirs: &Dirs, create: bool) -> Result<Confineme
 impl Supervised {
     fn command(&self, command: Command) {
         // The thread ends with the handle and not before, but for a panic, which its owner sees.
-        if self.commands.send(command).is_ok() {
-            // A full counter wakes as well as one more.
+        if self.commands.send(command).is_ok() && !self.shared.awake.swap(true, Ordering::AcqRel) {
             let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
         }
     }
