@@ -121,6 +121,7 @@ impl Hands {
         let containerizer = &mut self.containerizer;
         let effects = core.take_effects(&mut |framework| containerizer.assign(framework));
         let mut records: Vec<Record> = Vec::new();
+        say_what_starts(&effects);
         for effect in effects {
             // Neighbouring records are one write.
             if let Effect::Checkpoint(record) = effect {
@@ -187,8 +188,8 @@ impl Hands {
     }
 
     fn launch(&mut self, core: &Core, order: &LaunchOrder, instance: InstanceId) {
+        tracing::debug!(launch.id = order.launch.0, task.id = %order.task_id, "launch");
         let spec = self.in_place(core, order, Some(instance), |place| container_spec(order, instance, place));
-        tracing::info!(launch.id = order.launch.0, task.id = %order.task_id, "starting a task");
         self.containerizer.launch(spec);
     }
 
@@ -334,6 +335,24 @@ impl Hands {
                 return;
             }
         }
+    }
+}
+
+/// A line for each task would cost a busy node more than a small part of what starting it does.
+fn say_what_starts(effects: &[Effect]) {
+    let mut starting = effects.iter().filter_map(|effect| match effect {
+        Effect::Launch { order, .. } => Some(order),
+        _ => None,
+    });
+    match (starting.next(), starting.next_back()) {
+        (Some(order), None) => {
+            tracing::info!(launch.id = order.launch.0, task.id = %order.task_id, "starting a task");
+        }
+        (Some(first), Some(last)) => {
+            let tasks = 2 + starting.count();
+            tracing::info!(tasks, first = first.launch.0, last = last.launch.0, "starting tasks");
+        }
+        (None, _) => {}
     }
 }
 
