@@ -12,6 +12,8 @@ const GAP: Duration = Duration::from_millis(8);
 const SHARE: Duration = Duration::from_millis(2);
 /// … for so many of them.
 const BUSY: f64 = 16.0;
+/// And one that has said fewer than these of late has nothing to gain by waiting: what it says alone is all that there is.
+const QUIET: f64 = 8.0;
 
 /// Holds statuses back while others are on their way. Each that travels alone costs the masters an entry in their
 /// logs, the framework an update, and what it does about that another entry; those that wait for the one before them,
@@ -29,7 +31,11 @@ pub(crate) struct Pace {
 impl Pace {
     /// Until when `reports` wait; `None` if they are to be sent now. Only statuses wait, and only few.
     pub(crate) fn holds(&self, reports: &[AgentReport], most: usize, now: Instant) -> Option<Instant> {
-        let apart = self.last.filter(|_| self.level_at(now) > BUSY).map(|last| last + GAP);
+        let level = self.level_at(now);
+        if level < QUIET {
+            return None;
+        }
+        let apart = self.last.filter(|_| level > BUSY).map(|last| last + GAP);
         let until = self.on_its_way.map(|(_, _, until)| until).max(apart).filter(|until| *until > now)?;
         let patient = |report: &AgentReport| matches!(report, AgentReport::Status { .. });
         (!reports.is_empty() && reports.len() < most && reports.iter().all(patient)).then_some(until)
@@ -73,9 +79,28 @@ mod tests {
     }
 
     #[test]
+    fn on_a_quiet_node_nothing_waits() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        // Of a task that is ended: the second comes before the first is confirmed.
+        let (killing, killed) = ([status(1, 2)], [status(1, 3)]);
+        pace.sent(&killing, now);
+        assert_eq!(pace.holds(&killed, 9, now), None);
+        pace.sent(&killed, now);
+        // Many tasks that end together are another thing.
+        let many: Vec<AgentReport> = (2..8).map(|launch| status(launch, 2)).collect();
+        pace.sent(&many, now);
+        assert_eq!(pace.holds(&killed, 9, now), Some(now + PATIENCE));
+        assert_eq!(pace.holds(&killed, 9, now + SHARE), None, "quiet again");
+    }
+
+    #[test]
     fn statuses_wait_for_the_confirmation_of_those_before_them() {
         let (mut pace, now) = (Pace::default(), Instant::now());
         let (first, second) = ([status(1, 1), status(2, 4)], [status(1, 2)]);
+        for n in 10..18 {
+            pace.sent(&[status(n, 1)], now);
+            pace.confirmed(LaunchId(n), 1);
+        }
         assert_eq!(pace.holds(&first, 9, now), None, "nothing is on its way");
         pace.sent(&first, now);
         assert_eq!(pace.holds(&second, 9, now), Some(now + PATIENCE));
