@@ -89,7 +89,7 @@ impl Supervisor {
     /// Records the end at once, and reports it when the logs are at theirs.
     pub(crate) fn end(&mut self, id: u64, end: End) {
         let record = ToAgent { message: Some(message(end.clone())) };
-        if let Err(error) = self.records.write_exit(id, &record) {
+        if let Err(error) = self.records.write_end(record) {
             self.records.log(&format!("launch {id}: its exit record cannot be written: {error}"));
         }
         let Some(launch) = self.launches.get_mut(&id) else { return };

@@ -79,14 +79,11 @@ impl Supervisor {
 
     fn begin_group(&mut self, serial: u64, first: u64) {
         let Some(Group::Gathering { size, mut members }) = self.groups.remove(&first) else { return };
-        for member in &members {
-            if let Err(error) = self.records.write_launch(member.id) {
-                for member in &members {
-                    self.records.remove_launch(member.id);
-                    self.refuse(serial, member.id, format!("its group cannot be recorded: {error}"));
-                }
-                return;
+        if let Err(error) = self.records.write_launches(members.iter().map(|member| member.id)) {
+            for member in &members {
+                self.refuse(serial, member.id, format!("its group cannot be recorded: {error}"));
             }
+            return;
         }
         let one = members.remove(0);
         self.groups.insert(first, Group::Making { size, rest: members, ready: 0 });

@@ -15,6 +15,7 @@ mod ends;
 mod files;
 mod groups;
 mod inside;
+mod journal;
 mod launch;
 mod logs;
 mod orders;

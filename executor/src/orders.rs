@@ -62,8 +62,7 @@ impl Supervisor {
             return self.gather(serial, checked);
         }
         // Before the clone: whoever finds this supervisor dead must know that the launch may have begun.
-        if let Err(error) = self.records.write_launch(id) {
-            self.records.remove_launch(id);
+        if let Err(error) = self.records.write_launches([id]) {
             return self.refuse(serial, id, format!("its record cannot be written: {error}"));
         }
         self.begin(checked, None);
@@ -270,7 +269,9 @@ impl Supervisor {
             None => self.send(serial, Message::Unknown(Unknown { launch_id })),
             Some((logs, State::Ended { logs_until: None, .. })) => {
                 self.logs.close(logs, &self.poller);
-                self.records.forget(launch_id);
+                if let Err(error) = self.records.forget(launch_id) {
+                    self.records.log(&format!("launch {launch_id}: its record cannot be removed: {error}"));
+                }
                 self.remove(launch_id);
             }
             Some(_) => self.refuse(serial, launch_id, "it has not ended".into()),

@@ -8,11 +8,12 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use proffer_wire::supervisor::v1::journal_entry::Entry;
 use proffer_wire::supervisor::v1::{LaunchRecord, ToAgent};
-use prost::Message;
 
 use crate::config::{Config, Isolation};
 use crate::daemon::Error;
+use crate::journal::Journal;
 
 /// Diagnostics stop here: the directory is memory.
 const LOG_MAX: u64 = 256 * 1024;
@@ -20,6 +21,7 @@ const LOG_MAX: u64 = 256 * 1024;
 /// The runtime directory of this instance.
 pub(crate) struct Records {
     dir: PathBuf,
+    journal: Journal,
     log: File,
     log_bytes: u64,
 }
@@ -46,10 +48,10 @@ impl Records {
         };
         let log =
             File::options().append(true).create_new(true).open(dir.join("supervisor.log")).map_err(used)?;
-        make(&dir.join("launch"), 0o700)?;
-        make(&dir.join("exit"), 0o700)?;
         make(&dir.join("executor"), open)?;
-        Ok(Records { dir: dir.to_owned(), log, log_bytes: 0 })
+        let journal = dir.join("journal");
+        let journal = Journal::create(&journal).map_err(Error::file("create", &journal))?;
+        Ok(Records { dir: dir.to_owned(), journal, log, log_bytes: 0 })
     }
 
     /// Writes `supervisor.json`, by which a restarted agent finds this process.
@@ -59,23 +61,22 @@ impl Records {
             "{{\"instance\":\"{}\",\"framework\":\"{}\",\"pid\":{pid},\"start_ticks\":{start_ticks}}}\n",
             config.instance, config.framework
         );
-        self.replace(&self.dir.join("supervisor.json"), text.as_bytes())
+        // By rename: whoever reads the file reads all of it.
+        let new = self.dir.join("new");
+        fs::write(&new, text.as_bytes())?;
+        fs::rename(&new, self.dir.join("supervisor.json"))
     }
 
-    /// Records that a launch is about to be cloned.
-    pub(crate) fn write_launch(&self, launch_id: u64) -> io::Result<()> {
-        let record = LaunchRecord { launch_id, unix_ms: unix_ms() };
-        self.replace(&self.launch_path(launch_id), &record.encode_to_vec())
-    }
-
-    /// Takes back the record of a launch that was not cloned.
-    pub(crate) fn remove_launch(&self, launch_id: u64) {
-        let _ = fs::remove_file(self.launch_path(launch_id));
+    /// Records that launches are about to be cloned: all of them, or an error and none.
+    pub(crate) fn write_launches(&mut self, launches: impl IntoIterator<Item = u64>) -> io::Result<()> {
+        let unix_ms = unix_ms();
+        let entry = |launch_id| Entry::Launch(LaunchRecord { launch_id, unix_ms });
+        self.journal.write(launches.into_iter().map(entry))
     }
 
     /// Records how a launch ended.
-    pub(crate) fn write_exit(&self, launch_id: u64, message: &ToAgent) -> io::Result<()> {
-        self.replace(&self.exit_path(launch_id), &message.encode_to_vec())
+    pub(crate) fn write_end(&mut self, message: ToAgent) -> io::Result<()> {
+        self.journal.write([Entry::End(message)])
     }
 
     /// Makes the socket that a custom executor connects to, for its user alone, and the directory that it is alone in.
@@ -117,10 +118,11 @@ impl Records {
         self.dir.join("executor").join(launch_id.to_string())
     }
 
-    /// Removes what is recorded of a launch; the exit record last, for it alone tells the whole.
-    pub(crate) fn forget(&self, launch_id: u64) {
-        let _ = fs::remove_file(self.launch_path(launch_id));
-        let _ = fs::remove_file(self.exit_path(launch_id));
+    /// Removes what is recorded of a launch. If that fails, an agent that finds this supervisor dead finds one launch
+    /// more, of which nothing is left.
+    pub(crate) fn forget(&mut self, launch_id: u64) -> io::Result<()> {
+        self.journal.write([Entry::Forgotten(launch_id)])?;
+        self.journal.compact_if_long()
     }
 
     /// Removes what says that this process lives.
@@ -134,21 +136,6 @@ impl Records {
         if self.log_bytes + line.len() as u64 <= LOG_MAX && self.log.write_all(line.as_bytes()).is_ok() {
             self.log_bytes += line.len() as u64;
         }
-    }
-
-    fn launch_path(&self, launch_id: u64) -> PathBuf {
-        self.dir.join("launch").join(launch_id.to_string())
-    }
-
-    fn exit_path(&self, launch_id: u64) -> PathBuf {
-        self.dir.join("exit").join(launch_id.to_string())
-    }
-
-    /// By rename: whoever reads the file reads all of it.
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let new = self.dir.join("new");
-        fs::write(&new, bytes)?;
-        fs::rename(&new, path)
     }
 }
 

@@ -18,6 +18,7 @@ pub use generated::proffer::*;
 
 mod content;
 pub mod from_proto;
+pub mod journal;
 pub mod log;
 pub mod malformed;
 pub mod record;

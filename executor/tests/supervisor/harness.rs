@@ -1,5 +1,6 @@
 //! A supervisor in a directory of its own, and what speaks to it as an agent does.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use proffer_launcher::{proc, seqpacket};
+use proffer_wire::journal::{Journal, Recorded};
 use proffer_wire::supervisor::v1::to_agent::Message as Told;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use proffer_wire::supervisor::v1::*;
@@ -105,6 +107,11 @@ impl Node {
         let open = |path: &Path| File::open(path).expect("a directory");
         let (sandbox, logs) = (open(&sandbox), open(&self.logs(request.launch_id)));
         agent.send(Order::Launch(request), &[sandbox.as_fd(), logs.as_fd()]);
+    }
+
+    /// What the supervisor has recorded of its launches.
+    pub(crate) fn recorded(&self) -> BTreeMap<u64, Recorded> {
+        Journal::read(&fs::read(self.dir.path().join("run/journal")).expect("a journal")).launches
     }
 
     pub(crate) fn children(&self) -> Vec<i32> {

@@ -203,8 +203,7 @@ fn time_is_over_whether_an_agent_is_there_or_not() {
         node.launch(&agent, request);
         agent.launched(1);
         drop(agent);
-        let record = node.dir.path().join("run/exit/1");
-        wait_for("its end", || record.exists().then_some(()));
+        wait_for("its end", || node.recorded()[&1].end.is_some().then_some(()));
         let agent = node.connect();
         let exited = wait_for("the report", || match agent.list().remove(0).end {
             Some(launch_info::End::Exited(exited)) => Some(exited),

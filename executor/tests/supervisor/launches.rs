@@ -13,7 +13,6 @@ use proffer_launcher::seqpacket;
 use proffer_wire::supervisor::v1::to_agent::Message as Told;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use proffer_wire::supervisor::v1::*;
-use prost::Message as _;
 
 use crate::harness::{DEADLINE, Node, kill, modes, signal, wait_for, zombie};
 
@@ -114,12 +113,8 @@ fn an_exit_while_nobody_is_connected_is_reported_later() {
         agent.launched(1);
         drop(agent);
         fs::write(go, "").expect("written");
-        let record = node.dir.path().join("run/exit/1");
-        let bytes = wait_for("the exit record", || fs::read(&record).ok());
-        let Some(Told::Exited(recorded)) = ToAgent::decode(bytes.as_slice()).expect("a message").message
-        else {
-            panic!("not an exit");
-        };
+        let recorded = wait_for("the exit record", || node.recorded().remove(&1)?.end);
+        let Told::Exited(recorded) = recorded else { panic!("not an exit") };
         assert_eq!(recorded.wait_status, 7 << 8);
         let agent = node.connect();
         let exited = wait_for("its end", || match agent.list().as_slice() {
@@ -134,7 +129,7 @@ fn an_exit_while_nobody_is_connected_is_reported_later() {
         // The push may have crossed the list; forgetting ends both.
         agent.send(Order::Forget(Forget { launch_id: 1 }), &[]);
         assert_eq!(agent.list(), []);
-        assert!(!record.exists() && !node.dir.path().join("run/launch/1").exists());
+        assert!(node.recorded().is_empty());
     }
 }
 
@@ -145,7 +140,7 @@ fn a_repeated_launch_only_repeats_its_answer() {
     let request = node.request(1, "echo start; while ! [ -e go ]; do sleep 0.01; done");
     node.launch(&agent, request.clone());
     let launched = agent.launched(1);
-    assert!(node.dir.path().join("run/launch/1").exists());
+    assert!(node.recorded()[&1].begun.is_some());
     if let Ok(maps) = fs::read_to_string(format!("/proc/{}/maps", launched.init_pid)) {
         assert!(
             maps.contains("[stack]") && !maps.contains("[heap]"),
@@ -185,7 +180,7 @@ fn a_newer_connection_discards_what_is_unread_on_the_older() {
     assert!(matches!(newer.recv(), Told::Welcome(_)));
     let known = newer.list();
     older.closed();
-    let begun = node.dir.path().join("run/launch/1").exists();
+    let begun = node.recorded().contains_key(&1);
     assert_eq!(begun, !known.is_empty(), "what the welcome did not see was begun later");
 }
 
@@ -219,7 +214,7 @@ fn what_cannot_be_done_is_refused_and_leaves_nothing() {
     assert!(matches!(agent.recv(), Told::Refused(refused) if refused.reason.contains("datagram")));
 
     assert_eq!(agent.list(), []);
-    assert_eq!(fs::read_dir(node.dir.path().join("run/launch")).expect("directory").count(), 0);
+    assert!(node.recorded().is_empty());
     let second = Node::command(node.dir.path(), Isolation::Process).output().expect("it runs");
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("already belongs"), "{second:?}");
@@ -393,9 +388,8 @@ fn a_killed_supervisor_takes_its_containers_along() {
         wait_for("the end of the pump", || {
             (!Path::new(&format!("/proc/{pump}")).exists() || zombie(pump)).then_some(())
         });
-        assert!(
-            node.dir.path().join("run/launch/1").exists() && !node.dir.path().join("run/exit/1").exists()
-        );
+        let recorded = &node.recorded()[&1];
+        assert!(recorded.begun.is_some() && recorded.end.is_none());
     }
 }
 
@@ -465,9 +459,7 @@ fn many_launches_leave_nothing_behind() {
         // Whose child would own locks that nobody releases.
         assert_eq!(count("task"), 1, "it clones, and so must have one thread");
         assert_eq!(node.children(), [node.pump()]);
-        for part in ["launch", "exit"] {
-            assert_eq!(fs::read_dir(node.dir.path().join("run").join(part)).expect("directory").count(), 0);
-        }
+        assert!(node.recorded().is_empty());
         // In a session of its own and with nothing of its starter's.
         let fds = fs::read_dir(format!("/proc/{}/fd", node.pid)).expect("proc");
         let targets = fds.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).collect::<Vec<_>>();

@@ -30,11 +30,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
 use proffer_launcher::proc;
 use proffer_types::{FrameworkId, LaunchId};
-use proffer_wire::supervisor::v1::ToAgent;
-use proffer_wire::supervisor::v1::to_agent::Message as Told;
-use prost::Message;
 use serde::Deserialize;
 
+use super::records::Journals;
 use crate::cgroup::{name, parse};
 use crate::gc::{FORGOTTEN, is_marked};
 use crate::{Error, InstanceId, Isolation};
@@ -44,6 +42,7 @@ use crate::{Error, InstanceId, Isolation};
 pub(crate) struct Dirs {
     pub(crate) work: PathBuf,
     pub(crate) runtime: PathBuf,
+    pub(crate) journals: Journals,
 }
 
 /// Who a supervisor is.
@@ -52,17 +51,6 @@ pub(crate) struct Identity {
     pub(crate) framework: FrameworkId,
     pub(crate) pid: i32,
     pub(crate) start_ticks: u64,
-}
-
-/// What a supervisor left of a launch.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Record {
-    /// How it ended.
-    Ended(Told),
-    /// That it was begun.
-    Begun,
-    /// Nothing: it never was.
-    None,
 }
 
 impl Dirs {
@@ -267,43 +255,11 @@ impl Dirs {
         lives.then_some(Identity { framework, pid: file.pid, start_ticks: file.start_ticks })
     }
 
-    /// What the instance recorded of a launch.
-    pub(crate) fn record(&self, instance: InstanceId, launch: LaunchId) -> Record {
-        let dir = self.instance(instance);
-        let file = launch.0.to_string();
-        if let Ok(bytes) = fs::read(dir.join("exit").join(&file)) {
-            match ToAgent::decode(bytes.as_slice()) {
-                Ok(ToAgent { message: Some(told) }) => return Record::Ended(told),
-                _ => tracing::error!(launch.id = launch.0, %instance, "an exit record is not readable"),
-            }
-            return Record::Begun;
-        }
-        if dir.join("launch").join(&file).exists() { Record::Begun } else { Record::None }
-    }
-
-    /// The launches of which the instance has a record.
-    pub(crate) fn recorded(&self, instance: InstanceId) -> Vec<LaunchId> {
-        let decimal = |text: &str| text.parse().ok().map(LaunchId);
-        let mut launches = launches_in(&self.instance(instance).join("launch"), decimal);
-        launches.extend(launches_in(&self.instance(instance).join("exit"), decimal));
-        launches.sort_unstable();
-        launches.dedup();
-        launches
-    }
-
-    /// Removes what a dead instance recorded of a launch.
-    pub(crate) fn remove_record(&self, instance: InstanceId, launch: LaunchId) {
-        let dir = self.instance(instance);
-        for part in ["launch", "exit"] {
-            // Not there is as good.
-            let _ = fs::remove_file(dir.join(part).join(launch.0.to_string()));
-        }
-    }
-
     /// Removes all of a dead instance's files.
     pub(crate) fn remove_instance(&self, instance: InstanceId) {
         let _ = fs::remove_file(self.socket(instance));
         let _ = fs::remove_file(self.seen(instance));
+        self.journals.forget(instance);
         if let Err(error) = fs::remove_dir_all(self.instance(instance))
             && error.kind() != io::ErrorKind::NotFound
         {

@@ -7,9 +7,9 @@ use proffer_wire::supervisor::v1::to_agent::Message as Told;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use proffer_wire::supervisor::v1::{Forget, Kill};
 
-use super::dirs::Record;
 use super::engine::{ESCALATE_AFTER, Engine};
 use super::launch::{Phase, Terminal};
+use super::records::Record;
 use super::supervisor::Stage;
 use crate::{Cause, Event, InstanceId};
 

@@ -10,6 +10,7 @@ mod dirs;
 mod end;
 mod engine;
 mod launch;
+mod records;
 mod recover;
 mod remove;
 mod sockets;
@@ -164,7 +165,8 @@ fn dirs(options: &Options) -> Result<Dirs, Error> {
             source,
         })
     };
-    Ok(Dirs { work: absolute(&options.work_dir)?, runtime: absolute(&options.runtime_dir)? })
+    let (work, runtime) = (absolute(&options.work_dir)?, absolute(&options.runtime_dir)?);
+    Ok(Dirs { work, runtime, journals: records::Journals::default() })
 }
 
 fn confinement(options: &Options, dirs: &Dirs, create: bool) -> Result<Confinement, Error> {

@@ -1,7 +1,6 @@
 //! A containerizer on a machine, with what a test needs to make things happen on it.
 
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -13,6 +12,7 @@ use proffer_containerizer::{
     Supervision, Users, open, remove_all,
 };
 use proffer_types::{FrameworkId, LaunchId, Reason};
+use proffer_wire::journal::{Journal, Recorded};
 
 /// How long anything may take on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -231,6 +231,12 @@ impl Bench {
         let text = std::fs::read_to_string(path).expect("supervisor.json");
         let file: serde_json::Value = serde_json::from_str(&text).expect("json");
         file["pid"].as_i64().expect("a pid") as i32
+    }
+
+    /// What a supervisor has recorded of its launches.
+    pub(crate) fn recorded(&self, instance: InstanceId) -> BTreeMap<u64, Recorded> {
+        let path = self.runtime().join("supervisors").join(instance.to_string()).join("journal");
+        Journal::read(&std::fs::read(path).expect("a journal")).launches
     }
 
     pub(crate) fn sandbox(&self, launch: LaunchId) -> PathBuf {

@@ -142,11 +142,8 @@ fn launch_many() {
         instance = batch(&mut bench);
     }
     let supervisor = bench.supervisor_pid(instance) as u32;
-    let records = bench.runtime().join("supervisors").join(instance.to_string());
     let settled = |bench: &Bench| {
-        until("the supervisor has forgotten", || {
-            count(&records.join("launch")) + count(&records.join("exit")) == 0
-        });
+        until("the supervisor has forgotten", || bench.recorded(instance).is_empty());
         assert_eq!(bench.groups(), ["", "supervisors"]);
         assert_eq!(count(&bench.runtime().join("held")), 0);
     };

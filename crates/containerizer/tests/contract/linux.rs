@@ -196,8 +196,8 @@ fn a_supervisor_lost_with_the_agent_is_judged_by_its_records() {
     let orphan = bench.run(&Program::Gate(0));
     bench.stop();
     bench.let_go(exits.launch);
-    let records = bench.runtime().join("supervisors").join(exits.instance.to_string()).join("exit");
-    until("the exit is recorded", || records.join(exits.launch.0.to_string()).exists());
+    let has_ended = |bench: &Bench| bench.recorded(exits.instance)[&exits.launch.0].end.is_some();
+    until("the exit is recorded", || has_ended(&bench));
     bench.lose_supervisor(exits.instance);
     bench.restart(&[Bench::known(&exits, false), Bench::known(&runs, false)]);
     assert_eq!(bench.end(exits.launch).exit_code, Some(7), "an exit record wins");
@@ -355,8 +355,7 @@ fn a_supervisor_that_does_not_answer_saves_no_container() {
     bench.let_go(other.launch);
     assert_eq!(bench.end(other.launch).exit_code, Some(0));
     bench.forget(other.launch);
-    let records = bench.runtime().join("supervisors").join(spec.instance.to_string()).join("exit");
-    until("it has forgotten both", || std::fs::read_dir(&records).is_ok_and(|entries| entries.count() == 0));
+    until("it has forgotten both", || bench.recorded(spec.instance).is_empty());
     bench.close();
 }
 
