@@ -26,5 +26,6 @@ mod pump_protocol;
 mod records;
 mod request;
 mod supervisor;
+mod waste;
 
 pub use supervisor::Supervisor;

@@ -22,6 +22,7 @@ use proffer_launcher::seqpacket::{self, Receiver};
 
 use crate::files::{Files, Kept};
 use crate::pump_protocol::{Add, Order, Position, Rotation, TOLD_MAX, Told, Which};
+use crate::waste::Waste;
 
 /// The word after the program's name that makes it a pump.
 pub const SUBCOMMAND: &str = "log-pump";
@@ -61,6 +62,7 @@ struct Pump {
     streams: BTreeMap<u64, Stream>,
     /// What the supervisor has not been told yet.
     untold: VecDeque<Told>,
+    waste: Waste,
 }
 
 fn run(control: OwnedFd) -> io::Result<()> {
@@ -75,10 +77,11 @@ fn run(control: OwnedFd) -> io::Result<()> {
         null,
         streams: BTreeMap::new(),
         untold: VecDeque::new(),
+        waste: Waste::new(Instant::now()),
     };
     while pump.control.is_some() || !pump.streams.is_empty() {
         let mut events = [EpollEvent::empty(); 64];
-        let count = match pump.epoll.wait(&mut events, EpollTimeout::NONE) {
+        let count = match pump.epoll.wait(&mut events, pump.timeout()) {
             Err(nix::errno::Errno::EINTR) => 0,
             other => other?,
         };
@@ -88,6 +91,7 @@ fn run(control: OwnedFd) -> io::Result<()> {
                 stream => pump.on_stream(stream, Some(Ready::of_event(event.events()))),
             }
         }
+        pump.wake()?;
         pump.tell();
     }
     Ok(())
@@ -151,6 +155,7 @@ impl Pump {
     fn on_stream(&mut self, token: u64, ready: Option<Ready>) {
         let Some(stream) = self.streams.get_mut(&token) else { return };
         let now = Instant::now();
+        let before = stream.dropped;
         let ended = stream.turn(ready, &self.null, now) == Progress::Ended;
         if ended || stream.loss_is_due(now) {
             self.untold.push_back(stream.told(ended, now));
@@ -159,7 +164,28 @@ impl Pump {
             // Closing would not do: the supervisor has the pipe too.
             let _ = self.epoll.delete(&stream.pipe);
             self.streams.remove(&token);
+        } else if self.waste.threw(token, stream.dropped - before, now) {
+            // Watched for nothing, it would still wake us for its end, again and again.
+            let _ = self.epoll.delete(&stream.pipe);
         }
+    }
+
+    /// Until streams that rest are to be read again, rounded up.
+    fn timeout(&self) -> EpollTimeout {
+        self.waste.until().map_or(EpollTimeout::NONE, |until| {
+            let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
+        })
+    }
+
+    /// Reads those again that have rested.
+    fn wake(&mut self) -> io::Result<()> {
+        for token in self.waste.rested(Instant::now()) {
+            if let Some(stream) = self.streams.get(&token) {
+                self.epoll.add(&stream.pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+            }
+        }
+        Ok(())
     }
 
     fn tell(&mut self) {
@@ -604,5 +630,31 @@ mod tests {
         std::os::unix::fs::symlink(&target, fixture.dir.path().join("stdout.4")).expect("link");
         fixture.write(b"abcdef");
         assert_eq!(std::fs::read_to_string(&target).expect("text"), "");
+    }
+
+    #[test]
+    fn what_nobody_will_see_is_thrown_away_at_a_bounded_speed() {
+        let dir = tempfile::Builder::new().prefix("proffer-pump").tempdir().expect("temp dir");
+        let (control, pumps) = seqpacket::pair().expect("sockets");
+        let pump = std::thread::spawn(move || run(pumps));
+        let pipes = [(); 2].map(|()| nix::unistd::pipe().expect("pipe"));
+        let rotation = Rotation { file_bytes: 1 << 20, files: 2, bytes_per_second: 1 << 10 };
+        let streams = [Some(Position::default()); 2];
+        let order = Order::Add(Add { logs: 1, rotation, closing: false, new: true, streams });
+        let at = File::open(dir.path()).expect("directory");
+        let [(out, mut floods), (err, speaks)] = pipes.map(|(pipe, write)| (pipe, File::from(write)));
+        seqpacket::send(control.as_fd(), &order.encode(), &[at.as_fd(), out.as_fd(), err.as_fd()])
+            .expect("room");
+        let begun = Instant::now();
+        let flood = vec![b'x'; 65_000_000];
+        floods.write_all(&flood).expect("a pump");
+        // Ten periods' worth, of which the first costs none.
+        assert!(begun.elapsed() >= Duration::from_millis(40), "{:?}", begun.elapsed());
+        (&speaks).write_all(b"hello").expect("a pump");
+        drop((floods, speaks, control));
+        // It ends, so that both streams were at their ends.
+        pump.join().expect("no panic").expect("no error");
+        assert_eq!(std::fs::read(dir.path().join("stderr.0")).expect("text"), b"hello");
+        assert!(std::fs::exists(dir.path().join("stdout.65000000")).expect("a directory"));
     }
 }
