@@ -11,13 +11,16 @@
 //! single TASKS COMMAND…   the first framework runs TASKS copies one after the other, with the offer at hand before
 //! hold TASKS COMMAND…     as rate, but returns when all run, and leaves them running
 //! kill COUNT              the first framework ends COUNT of its running tasks, one after the other, without grace
-//! park                    what runs now is not taken by kill
+//! beside KIND COMMAND…    the first framework runs one task that kill does not take; KIND is one of
+//!                         plain     nothing else
+//!                         terminal  it has a terminal, on which an operator types without end and reads nothing
+//!                         checked   one check of it never ends, another is cut short ten times a second
 //! drop                    ends all that run, parked or not, without grace, all at once
 //! count                   asks the leader about all that should run: how many do
 //! ```
 //!
 //! Words are separated by spaces, or by tabs if there are any. `unasked` counts the tasks that ended while they were to
-//! be held.
+//! be held. `kill` tells each time too, in `gone_us`.
 //!
 //! `launch` is the time from before the Accept until RUNNING is with the framework's author, in microseconds; `gone`
 //! the same from before the Kill until the terminal status.
@@ -29,7 +32,12 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proffer_client::{Accepted, CallError, Event, EventStream, Handle, Launch, Offer, Options, Scheduler};
+use bytes::Bytes;
+use proffer_client::hands::WindowSize;
+use proffer_client::{
+    Accepted, AdminClient, CallError, Event, EventStream, Handle, Launch, Offer, Options, Scheduler,
+};
+use proffer_types::container::{Check, Container, HealthCheck, Probe};
 use proffer_types::{FrameworkInfo, Resources, Role, TaskId, TaskLaunch, TaskSpec, TaskState};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
@@ -41,8 +49,10 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 const ACCEPT_MAX: usize = 500;
 /// Kills of `drop` that are under way at once.
 const KILLS_AT_ONCE: usize = 256;
-/// How long the cluster is left alone between two launches of `single`.
+/// How long the cluster is left alone before a launch of `single`, and before a kill.
 const QUIET: Duration = Duration::from_millis(5);
+/// And before the first of them: what was just launched is then no longer spoken of.
+const SETTLE: Duration = Duration::from_millis(500);
 /// How long one line may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -88,10 +98,18 @@ async fn main() -> Result<(), Failure> {
 enum Order {
     Run { tasks: usize, argv: Vec<String>, hold: bool },
     Single { tasks: usize, argv: Vec<String> },
+    Beside { kind: Kind, argv: Vec<String> },
     Kill(usize),
-    Park,
     Drop,
     Count,
+}
+
+/// What is special about a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Terminal,
+    Checked,
 }
 
 /// The order, and where what was measured goes.
@@ -115,7 +133,16 @@ async fn obey(load: &[mpsc::Sender<Ordered>], words: &[&str]) -> Result<String, 
             let order = Order::Kill(count.parse()?);
             ask(first, |_| order.clone()).await?
         }
-        ["park"] => ask(load, |_| Order::Park).await?,
+        ["beside", kind, rest @ ..] => {
+            let kind = match *kind {
+                "plain" => Kind::Plain,
+                "terminal" => Kind::Terminal,
+                "checked" => Kind::Checked,
+                other => return Err(format!("`{other}` is no kind of a task").into()),
+            };
+            let argv = command(rest);
+            ask(first, |_| Order::Beside { kind, argv: argv.clone() }).await?
+        }
         ["count"] => ask(load, |_| Order::Count).await?,
         ["drop"] => ask(load, |_| Order::Drop).await?,
         _ => return Err(format!("`{}` is not known", words.join(" ")).into()),
@@ -161,6 +188,7 @@ impl Times {
 
     fn json(mut self, what: &str, seconds: f64) -> String {
         let tasks = self.launch.len().max(self.gone.len());
+        let each = (what == "kill").then(|| self.gone.clone());
         let mut text = format!(
             "{{\"what\":\"{what}\",\"tasks\":{tasks},\"failed\":{},\"unasked\":{},\"seconds\":{seconds:.6},\"per_second\":{:.1}",
             self.failed,
@@ -185,6 +213,9 @@ impl Times {
                 at(0.99)
             );
         }
+        if let Some(each) = each {
+            let _ = write!(text, ",\"gone_us\":{each:?}");
+        }
         text.push('}');
         text
     }
@@ -193,6 +224,7 @@ impl Times {
 /// One framework, and with it one supervisor per agent.
 struct Framework {
     handle: Handle,
+    admin: AdminClient,
     events: EventStream,
     resources: Resources,
     offers: Vec<Offer>,
@@ -224,6 +256,7 @@ impl Framework {
         Ok(Self {
             handle,
             events,
+            admin: AdminClient::new(masters),
             resources: resources.clone(),
             offers: Vec::new(),
             named: 0,
@@ -261,13 +294,10 @@ impl Framework {
 
     async fn obey(&mut self, order: Order, times: &mut Times) -> Result<(), Failure> {
         match order {
-            Order::Run { tasks, argv, hold } => self.run(tasks, argv, hold, times).await,
+            Order::Run { tasks, argv, hold } => self.run(tasks, self.spec(argv), hold, times).await,
             Order::Single { tasks, argv } => self.single(tasks, argv, times).await,
+            Order::Beside { kind, argv } => self.beside(kind, argv, times).await,
             Order::Kill(count) => self.kill(count, times).await,
-            Order::Park => {
-                self.parked.append(&mut self.running);
-                Ok(())
-            }
             Order::Drop => self.drop_all(times).await,
             Order::Count => self.count(times).await,
         }
@@ -278,18 +308,52 @@ impl Framework {
         Arc::new(TaskSpec { argv, resources, kill_grace_ms: 5_000, ..TaskSpec::default() })
     }
 
+    /// Runs one task that no kill takes.
+    async fn beside(&mut self, kind: Kind, argv: Vec<String>, times: &mut Times) -> Result<(), Failure> {
+        let mut spec = (*self.spec(argv)).clone();
+        if kind == Kind::Terminal {
+            spec.container = Container { terminal: true, ..Container::default() };
+        }
+        if kind == Kind::Checked {
+            let hangs = ["sh", "-c", "trap '' TERM; while :; do sleep 1000; done"];
+            let hangs = |timeout_ms| Check {
+                probe: Probe::Command(hangs.map(str::to_owned).into()),
+                delay_ms: 0,
+                interval_ms: 100,
+                timeout_ms,
+            };
+            spec.readiness = Some(hangs(PATIENCE.as_millis().try_into().unwrap_or(u64::MAX)));
+            spec.health = Some(HealthCheck { check: hangs(100), grace_ms: 0, failures: u32::MAX });
+        }
+        let others = std::mem::take(&mut self.running);
+        self.run(1, Arc::new(spec), true, times).await?;
+        let made = std::mem::replace(&mut self.running, others);
+        let task = made.first().cloned().ok_or("it ended as soon as it ran")?;
+        self.parked.extend(made);
+        if kind != Kind::Terminal {
+            return Ok(());
+        }
+        let size = WindowSize { rows: 24, cols: 80 };
+        let (hand, output) = self.admin.attach(self.handle.identity().framework, &task, Some(size)).await?;
+        tokio::spawn(async move {
+            // Held, so that the operator is there, and not read.
+            let _output = output;
+            while hand.input(Bytes::from_static(&[b'x'; 16 << 10])).await {}
+        });
+        Ok(())
+    }
+
     /// Runs `tasks` copies to their end, or with `hold` until all are running.
     async fn run(
         &mut self,
         tasks: usize,
-        argv: Vec<String>,
+        spec: Arc<TaskSpec>,
         hold: bool,
         times: &mut Times,
     ) -> Result<(), Failure> {
         if tasks == 0 {
             return Ok(());
         }
-        let spec = self.spec(argv);
         let (mut waiting, mut done) = (tasks, 0);
         let mut answers = Answers::new();
         self.handle.revive(Vec::new()).await?;
@@ -426,9 +490,11 @@ impl Framework {
         self.rest().await
     }
 
-    /// Ends running tasks one after the other.
+    /// Ends running tasks one after the other. Apart, because an agent that has much to say says it together.
     async fn kill(&mut self, count: usize, times: &mut Times) -> Result<(), Failure> {
+        tokio::time::sleep(SETTLE).await;
         for _ in 0..count {
+            tokio::time::sleep(QUIET).await;
             let task = self.running.first().cloned().ok_or("no task is running")?;
             let start = Instant::now();
             self.asked.insert(task.clone());
