@@ -8,7 +8,8 @@
 //! Which container has which group, what the group's counters said before it came, and which range of user ids it has,
 //! is a symbolic link in a directory on a tmpfs: one system call to write, and whole or not there.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,9 +24,9 @@ use crate::Error;
 
 /// Most groups that wait, of all frameworks together: as many containers may end and begin at once without a group
 /// being made.
-const IDLE_MAX: usize = 64;
-/// Most groups whose files stay open: all that wait, and as many that containers have.
-const OPEN_MAX: usize = 2 * IDLE_MAX;
+const IDLE_MAX: usize = 128;
+/// Most groups whose files stay open, of those that wait and of those that containers have.
+const OPEN_MAX: usize = 192;
 
 /// A container's group, and what else it has to itself on this node.
 #[derive(Clone, Debug)]
@@ -67,6 +68,8 @@ pub(super) struct Slots {
     open: VecDeque<(u64, Arc<Group>)>,
     open_max: usize,
     next: u64,
+    /// The ranges of user ids that containers have, and how many have each: those of a group share one.
+    ids: BTreeMap<u32, usize>,
     next_ids: u32,
 }
 
@@ -88,14 +91,16 @@ impl Slots {
         }
         let next = held.values().map(|holding: &Holding| holding.slot + 1).max().unwrap_or(1);
         let next_ids = held.values().filter_map(|holding| holding.ids).max().map_or(0, |last| last + 1);
-        let open = VecDeque::new();
+        let mut ids = BTreeMap::new();
+        held.values().filter_map(|holding| holding.ids).for_each(|range| *ids.entry(range).or_default() += 1);
         Ok(Self {
             dir: dir.to_owned(),
             held,
             idle: BTreeMap::new(),
-            open,
+            open: VecDeque::new(),
             open_max: open_max(),
             next,
+            ids,
             next_ids,
         })
     }
@@ -179,9 +184,8 @@ impl Slots {
 
     /// The next range of user ids that no container has, of `count`; the one that was free longest.
     pub(super) fn free_ids(&self, count: u32) -> Option<u32> {
-        let taken: BTreeSet<u32> = self.held.values().filter_map(|holding| holding.ids).collect();
         let from = if self.next_ids < count { self.next_ids } else { 0 };
-        (from..count).chain(0..from).find(|ids| !taken.contains(ids))
+        (from..count).chain(0..from).find(|ids| !self.ids.contains_key(ids))
     }
 
     /// Writes down what a container has, before it has it.
@@ -194,6 +198,7 @@ impl Slots {
         })?;
         if let Some(ids) = holding.ids {
             self.next_ids = ids + 1;
+            *self.ids.entry(ids).or_default() += 1;
         }
         self.held.insert(launch, holding);
         Ok(())
@@ -208,7 +213,13 @@ impl Slots {
             }
             _ => {}
         }
-        self.held.remove(&launch);
+        let ids = self.held.remove(&launch).and_then(|holding| holding.ids);
+        if let Some(Entry::Occupied(mut containers)) = ids.map(|ids| self.ids.entry(ids)) {
+            *containers.get_mut() -= 1;
+            if *containers.get() == 0 {
+                containers.remove();
+            }
+        }
     }
 
     /// Removes the directory, which must be empty.
@@ -258,6 +269,8 @@ impl Holding {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::cgroup::Layout;
 
@@ -332,6 +345,14 @@ mod tests {
         slots.hold(LaunchId(4), holding(4, slots.free_ids(3))).expect("held");
         assert_eq!(slots.get(LaunchId(4)).expect("held").ids, Some(0));
         assert_eq!(slots.free_ids(3), Some(1));
+        // Those of a group share them until the last has ended.
+        slots.hold(LaunchId(5), holding(5, Some(0))).expect("held");
+        slots.let_go(LaunchId(4));
+        for slots in [&slots, &Slots::open(&dir).expect("opened again")] {
+            assert_eq!(slots.ids, BTreeMap::from([(0, 1), (2, 1)]));
+        }
+        slots.let_go(LaunchId(5));
+        assert_eq!(slots.ids, BTreeMap::from([(2, 1)]));
         for launch in 1..=4 {
             slots.let_go(LaunchId(launch));
         }
