@@ -190,7 +190,7 @@ impl Dirs {
         Ok((fd, make_and_open(&self.logs(launch))?))
     }
 
-    /// Lets `gc` have a launch's sandbox and logs from now on.
+    /// Lets `gc` have a launch's sandbox and logs from now on; what it shared with its group, if it was the last there.
     pub(crate) fn mark_forgotten(&self, launch: LaunchId) -> Result<(), Error> {
         if let Some(first) = self.leave_group(launch) {
             self.mark(first)?;
@@ -199,7 +199,8 @@ impl Dirs {
         if self.members(launch).exists() { Ok(()) } else { self.mark(launch) }
     }
 
-    fn mark(&self, launch: LaunchId) -> Result<(), Error> {
+    /// That, for a launch that was of no group.
+    pub(crate) fn mark(&self, launch: LaunchId) -> Result<(), Error> {
         let path = self.logs(launch);
         let mark = || fs::set_permissions(&path, fs::Permissions::from_mode(FORGOTTEN | 0o700));
         match mark() {

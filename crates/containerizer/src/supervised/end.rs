@@ -182,7 +182,7 @@ impl Engine {
     /// anything is reported.
     pub(super) fn on_dead(&mut self, instance: InstanceId) {
         while let Some(supervisor) = self.supervisors.get_mut(&instance) {
-            match supervisor.recv() {
+            match supervisor.recv(&mut self.receiver) {
                 Ok(Some((told, descriptors))) => self.on_told(instance, told, descriptors),
                 Ok(None) | Err(_) => break,
             }
@@ -247,7 +247,11 @@ impl Engine {
             return self.arm(again, id);
         }
         let (instance, orphan) = (launch.instance, launch.orphan);
-        if let Err(error) = self.dirs.mark_forgotten(id) {
+        let marked = match launch.own && launch.group.is_none() {
+            true => self.dirs.mark(id),
+            false => self.dirs.mark_forgotten(id),
+        };
+        if let Err(error) = marked {
             tracing::warn!(
                 launch.id = id.0,
                 error = super::engine::chain(&error),

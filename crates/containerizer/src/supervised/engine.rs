@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use proffer_launcher::seqpacket::Receiver;
 use proffer_types::{LaunchId, Reason};
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use proffer_wire::supervisor::v1::{Kill, Shutdown};
@@ -64,7 +65,7 @@ pub(super) struct Engine {
     pub(super) dirs: Dirs,
     pub(super) confinement: Confinement,
     pub(super) shared: Arc<Shared>,
-    commands: Receiver<Command>,
+    commands: mpsc::Receiver<Command>,
     wake: Arc<OwnedFd>,
     sink: Box<dyn FnMut(Event) + Send>,
     /// What is to be told at the end of the turn: whoever hears it is woken once.
@@ -79,6 +80,7 @@ pub(super) struct Engine {
     /// When it is looked for new sockets.
     pub(super) look_at: Instant,
     pub(super) asked: Asked,
+    pub(super) receiver: Receiver,
 }
 
 impl Engine {
@@ -87,7 +89,7 @@ impl Engine {
         dirs: Dirs,
         confinement: Confinement,
         shared: Arc<Shared>,
-        (commands, wake): (Receiver<Command>, Arc<OwnedFd>),
+        (commands, wake): (mpsc::Receiver<Command>, Arc<OwnedFd>),
         sink: Box<dyn FnMut(Event) + Send>,
     ) -> Self {
         Self {
@@ -107,6 +109,7 @@ impl Engine {
             accounts: Accounts::default(),
             look_at: Instant::now(),
             asked: Asked::default(),
+            receiver: Receiver::default(),
         }
     }
 
@@ -346,7 +349,7 @@ impl Engine {
         for _ in 0..TURN_MESSAGES {
             // Looked up each time: a message may change everything.
             let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
-            match supervisor.recv() {
+            match supervisor.recv(&mut self.receiver) {
                 Ok(Some((told, descriptors))) => self.on_told(instance, told, descriptors),
                 Ok(None) => return,
                 Err(_) => {

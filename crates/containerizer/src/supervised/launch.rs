@@ -74,6 +74,8 @@ pub(super) struct Launch {
     /// We killed its processes ourselves.
     pub(super) killed_past_supervisor: bool,
     pub(super) forget: bool,
+    /// This life of the agent launched it.
+    pub(super) own: bool,
     /// Its group, as far as this life of the agent launched it.
     pub(super) group: Option<Group>,
     /// It is ended because another of its group cannot be started.
@@ -94,6 +96,7 @@ impl Launch {
             kill_at: None,
             killed_past_supervisor: false,
             forget: false,
+            own: false,
             group: None,
             group_failed: false,
             orphan: false,
@@ -102,7 +105,8 @@ impl Launch {
 
     pub(super) fn of_spec(spec: ContainerSpec) -> Self {
         let launch = Self::new(spec.instance, Phase::Queued);
-        Self { memory_bytes: spec.memory_limit().unwrap_or(0), spec: Some(Box::new(spec)), ..launch }
+        let memory_bytes = spec.memory_limit().unwrap_or(0);
+        Self { memory_bytes, spec: Some(Box::new(spec)), own: true, ..launch }
     }
 
     pub(super) fn of_known(known: &Known) -> Self {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proffer_launcher::seqpacket;
+use proffer_launcher::seqpacket::{self, Receiver};
 use proffer_types::{FrameworkId, LaunchId};
 use proffer_wire::supervisor::v1::to_agent::Message as Told;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
@@ -201,11 +201,11 @@ impl Supervisor {
     }
 
     /// The next message with its descriptors; `None` when there is none for now.
-    pub(super) fn recv(&self) -> Result<Option<(Told, Vec<OwnedFd>)>, Closed> {
+    pub(super) fn recv(&self, receiver: &mut Receiver) -> Result<Option<(Told, Vec<OwnedFd>)>, Closed> {
         let Some(connection) = self.connection() else { return Ok(None) };
         loop {
-            match seqpacket::recv(connection) {
-                Ok(Some(datagram)) => match ToAgent::decode(datagram.body.as_slice()) {
+            match receiver.recv(connection) {
+                Ok(Some(datagram)) => match ToAgent::decode(datagram.body) {
                     Ok(ToAgent { message: Some(told) }) => return Ok(Some((told, datagram.descriptors))),
                     // A newer supervisor says something that we do not know, and need not.
                     Ok(ToAgent { message: None }) => {}

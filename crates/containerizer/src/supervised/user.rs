@@ -35,6 +35,9 @@ const ANY: &str = "*";
 const NOBODY: &str = "nobody";
 /// How long an answer is believed: users may be kept elsewhere than in the file that is looked at.
 const BELIEVED: Duration = Duration::from_secs(10);
+/// How long the file of users is taken to be the same. A launch that comes so soon after a change might as well have come
+/// before it.
+const LOOKED: Duration = Duration::from_millis(50);
 /// Most answers that are kept; a task may name anything.
 const KNOWN_MAX: usize = 256;
 
@@ -92,6 +95,7 @@ pub(crate) struct Accounts {
     known: BTreeMap<(String, bool), Account>,
     file: Option<(u64, i64, i64, u64)>,
     since: Option<Instant>,
+    looked: Option<Instant>,
 }
 
 impl Accounts {
@@ -102,10 +106,14 @@ impl Accounts {
         private: bool,
         allowed: &BTreeSet<String>,
     ) -> Result<Account, Refused> {
-        let file = fs::metadata("/etc/passwd").ok();
-        let file = file.map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()));
-        if self.file != file || self.since.is_none_or(|since| since.elapsed() > BELIEVED) {
-            *self = Self { file, since: Some(Instant::now()), ..Self::default() };
+        let now = Instant::now();
+        if self.looked.is_none_or(|looked| now.duration_since(looked) > LOOKED) {
+            let file = fs::metadata("/etc/passwd").ok();
+            let file = file.map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()));
+            if self.file != file || self.since.is_none_or(|since| now.duration_since(since) > BELIEVED) {
+                *self = Self { file, since: Some(now), ..Self::default() };
+            }
+            self.looked = Some(now);
         }
         let key = (name.to_owned(), private);
         if let Some(account) = self.known.get(&key) {
