@@ -12,6 +12,7 @@ use proffer_containerizer::{
 use proffer_telemetry::Level;
 use proffer_types::{AgentInfo, LaunchId, features};
 use proffer_wal::FsDisk;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -43,6 +44,7 @@ const COVERS: &[&str] = &["/etc/proffer", "/var/lib/proffer"];
 pub async fn run(flags: Flags, config: Config) -> Result<()> {
     let level = proffer_telemetry::init(config.log_format, &config.log)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "proffer-agent starts");
+    allow_descriptors();
     let listener = serve::listen(config.listen).await?;
     let boot_id = detect::boot_id()?;
     let (store, found) = Store::open(Arc::new(FsDisk), &config.work_dir, boot_id)?;
@@ -66,9 +68,19 @@ pub async fn run(flags: Flags, config: Config) -> Result<()> {
     let (driver, handle) = Driver::new(core, store, containerizer, container, config.masters.clone());
     tokio::spawn(serve::serve(listener, handle.clone()));
     tokio::spawn(watch_signals(handle, flags, level));
-    driver.run().await?;
+    // On the runtime's threads, where the streams are: each wakes the other without waking a thread for it.
+    tokio::spawn(driver.run()).await.context("the driver has ended by itself")??;
     tracing::info!("proffer-agent ends; its tasks go on");
     Ok(())
+}
+
+/// Takes as many descriptors as the agent may have: connections, executors and the files of cgroups need some each, and
+/// nothing here passes descriptors to select(2), for whose sake the usual limit is low.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the agent may have no more descriptors than it was started with");
+    }
 }
 
 /// Ends everything that an agent with these settings has left, and writes down that it has ended, so that the next
