@@ -10,6 +10,9 @@ use crate::launch::{Said, State, message};
 use crate::records::unix_ms;
 use crate::supervisor::Supervisor;
 
+/// How long a program runs before the pump is told of what it writes: of one that ends sooner, and most that do say
+/// nothing, it is told once or not at all.
+const HAND_OVER_AFTER: Duration = Duration::from_millis(5);
 /// How long the report of an end waits for the end of the logs: something may hold a pipe open.
 const LOGS_WAIT: Duration = Duration::from_secs(5);
 /// And how long in all while nothing does and only the pump is behind, on a slow disk. Shorter than an agent waits
@@ -46,6 +49,7 @@ impl Supervisor {
         launch.state = State::Running;
         launch.held = false;
         launch.started_unix_ms = unix_ms();
+        launch.hand_over_at = Some(now + HAND_OVER_AFTER);
         launch.complete_at = launch.complete_after.and_then(|after| now.checked_add(after));
         launch.watches.iter_mut().for_each(|watch| watch.start(now));
         let launched = launch.launched();
@@ -60,7 +64,8 @@ impl Supervisor {
         let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
         let _ = nix::fcntl::fcntl(&terminal, flags);
         if let (Some(to), Ok(source)) = (launch.terminal_log.take(), terminal.try_clone()) {
-            self.logs.add(launch.serial, id, to, [Some(source), None], &self.poller);
+            self.logs.add(launch.serial, id, to, [Some(source), None]);
+            self.logs.hand_over(launch.serial, &self.poller);
         }
         launch.terminal = Some(terminal);
     }
@@ -96,12 +101,13 @@ impl Supervisor {
         let now = Instant::now();
         // What only a running one needs.
         (launch.container, launch.kept, launch.terminal) = (None, None, None);
-        (launch.kill_at, launch.complete_at) = (None, None);
+        (launch.kill_at, launch.complete_at, launch.hand_over_at) = (None, None, None);
         launch.watches = Vec::new();
         if launch.listener.take().is_some() {
             self.records.remove_socket(id);
         }
         launch.state = State::Ended { end: end.clone(), ended: now, logs_until: Some(now + LOGS_WAIT) };
+        self.logs.on_end(launch.serial, &self.poller);
         self.end_inside_of(id);
         self.report_if_due(id, now);
         self.on_member_end(id, &end);
@@ -142,6 +148,10 @@ impl Supervisor {
             if let Some(container) = &launch.container {
                 container.kill();
             }
+        }
+        if due(launch.hand_over_at) {
+            launch.hand_over_at = None;
+            self.logs.hand_over(launch.serial, &self.poller);
         }
         if due(launch.complete_at) {
             launch.complete_at = None;

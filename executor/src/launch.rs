@@ -49,6 +49,8 @@ pub(crate) struct Launch {
     pub(crate) complete_after: Option<Duration>,
     /// See `complete_after`.
     pub(crate) complete_at: Option<Instant>,
+    /// When its output is the pump's.
+    pub(crate) hand_over_at: Option<Instant>,
     pub(crate) started_unix_ms: u64,
     /// What init has said about the end, before it ended itself: it says no more.
     pub(crate) said: Option<Said>,
@@ -102,6 +104,7 @@ impl Launch {
             kill_at: None,
             complete_after: None,
             complete_at: None,
+            hand_over_at: None,
             started_unix_ms: 0,
             said: None,
             dropped: [0; 2],
@@ -119,9 +122,9 @@ impl Launch {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let watches = self.watches.iter().filter_map(Watch::deadline).min();
         let times = match self.state {
-            State::Starting => [self.kill_at, None, None],
-            State::Running => [self.kill_at, self.complete_at, watches],
-            State::Ended { logs_until, .. } => [logs_until, None, None],
+            State::Starting => [self.kill_at, None, None, None],
+            State::Running => [self.kill_at, self.complete_at, self.hand_over_at, watches],
+            State::Ended { logs_until, .. } => [logs_until, None, None, None],
         };
         times.into_iter().flatten().min()
     }

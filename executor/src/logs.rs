@@ -41,6 +41,8 @@ struct Streams {
     /// Those that are not at their end: stdout, stderr.
     streams: [Option<Stream>; 2],
     closing: bool,
+    /// The pump is to write them.
+    handed_over: bool,
     /// The pump that was told of them; 0 if none was.
     pump: u64,
 }
@@ -95,7 +97,8 @@ impl Logs {
         poller.add(&pidfd, Token::PumpExit)?;
         self.pumps += 1;
         let (number, started) = (self.pumps, Instant::now());
-        let untold = self.streams.keys().copied().collect();
+        let untold = self.streams.iter().filter(|(_, streams)| streams.handed_over);
+        let untold = untold.map(|(&serial, _)| serial).collect();
         self.pump = Some(Pump { number, pid, pidfd, control, started, untold, waits_for_room: false });
         self.tell(poller);
         Ok(())
@@ -111,26 +114,43 @@ impl Logs {
         self.restart_at = Some(Instant::now() + PAUSE_MAX);
     }
 
-    /// Takes up what a launch writes: the read ends of its stdout and stderr, or its terminal alone.
-    pub(crate) fn add(
-        &mut self,
-        serial: u64,
-        launch_id: u64,
-        to: LogTo,
-        sources: [Option<OwnedFd>; 2],
-        poller: &Poller,
-    ) {
+    /// Takes up what a launch writes: the read ends of its stdout and stderr, or its terminal alone. Until it is handed
+    /// over, it waits in the pipes.
+    pub(crate) fn add(&mut self, serial: u64, launch_id: u64, to: LogTo, sources: [Option<OwnedFd>; 2]) {
         let stream = |pipe| Stream { pipe, position: Position::default() };
         let streams = sources.map(|source| source.map(stream));
-        self.streams.insert(serial, Streams { launch_id, to, streams, closing: false, pump: 0 });
+        let streams = Streams { launch_id, to, streams, closing: false, handed_over: false, pump: 0 };
+        self.streams.insert(serial, streams);
+    }
+
+    /// Has the pump write what a launch writes.
+    pub(crate) fn hand_over(&mut self, serial: u64, poller: &Poller) {
+        let Some(streams) = self.streams.get_mut(&serial).filter(|streams| !streams.handed_over) else {
+            return;
+        };
+        streams.handed_over = true;
         self.tell_of(serial, poller);
+    }
+
+    /// A launch has ended: what it wrote is written, if there is something.
+    pub(crate) fn on_end(&mut self, serial: u64, poller: &Poller) {
+        let Some(streams) = self.streams.get_mut(&serial).filter(|streams| !streams.handed_over) else {
+            return;
+        };
+        for stream in &mut streams.streams {
+            stream.take_if(|stream| look(stream) == PollFlags::POLLHUP);
+        }
+        match streams.streams.iter().all(Option::is_none) {
+            true => drop(self.streams.remove(&serial)),
+            false => self.hand_over(serial, poller),
+        }
     }
 
     /// Nobody asks for a launch's logs any more: what is in its pipes is written, and then they are closed, whoever
     /// holds their other ends. A task may have handed its own to another.
     pub(crate) fn close(&mut self, serial: u64, poller: &Poller) {
         if let Some(streams) = self.streams.get_mut(&serial) {
-            streams.closing = true;
+            (streams.closing, streams.handed_over) = (true, true);
             self.tell_of(serial, poller);
         }
     }
@@ -144,11 +164,8 @@ impl Logs {
     /// the pipe, and will be written.
     pub(crate) fn only_the_pump_is_late(&self, serial: u64) -> bool {
         let Some(streams) = self.streams.get(&serial) else { return true };
-        streams.streams.iter().flatten().all(|stream| {
-            let mut fds = [PollFd::new(stream.pipe.as_fd(), PollFlags::empty())];
-            // A hang-up is told whether it is asked for or not.
-            poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any().unwrap_or(false)
-        })
+        // A hang-up is told whether it is asked for or not.
+        streams.streams.iter().flatten().all(|stream| look(stream).contains(PollFlags::POLLHUP))
     }
 
     /// The control socket is ready: what became of streams.
@@ -231,6 +248,13 @@ impl Streams {
     }
 }
 
+/// What a pipe has: data, a hang-up of its last writer, both or nothing.
+fn look(stream: &Stream) -> PollFlags {
+    let mut fds = [PollFd::new(stream.pipe.as_fd(), PollFlags::POLLIN)];
+    let polled = poll(&mut fds, PollTimeout::ZERO);
+    polled.ok().and_then(|_| fds[0].revents()).unwrap_or(PollFlags::empty())
+}
+
 /// Takes in what the pump says of a stream; that of one that is at its end already says nothing new.
 fn on_told(all: &mut BTreeMap<u64, Streams>, told: Told) -> Option<Progress> {
     let streams = all.get_mut(&told.logs)?;
@@ -273,4 +297,48 @@ fn spawn_pump(control: BorrowedFd<'_>) -> io::Result<i32> {
         result
     };
     if result == 0 { Ok(pid) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn streams(logs: &mut Logs, serial: u64) -> [std::fs::File; 2] {
+        let pipes = [(); 2].map(|()| nix::unistd::pipe().expect("pipe"));
+        let dir = std::fs::File::open("/").expect("a directory").into();
+        let rotation = Rotation { file_bytes: 1 << 20, files: 2, bytes_per_second: 1 << 20 };
+        let [(out, to_out), (err, to_err)] = pipes;
+        logs.add(serial, 7, LogTo { dir, rotation }, [Some(out), Some(err)]);
+        [to_out.into(), to_err.into()]
+    }
+
+    #[test]
+    fn what_ends_without_a_word_is_nothing_to_the_pump() {
+        let (mut logs, poller) = (Logs::new(), Poller::new().expect("epoll"));
+        let ends = streams(&mut logs, 1);
+        assert!(logs.pending(1) && !logs.only_the_pump_is_late(1));
+        drop(ends);
+        assert!(logs.only_the_pump_is_late(1));
+        logs.on_end(1, &poller);
+        assert!(!logs.pending(1));
+
+        let [out, mut err] = streams(&mut logs, 2);
+        err.write_all(b"a word").expect("room");
+        drop((out, err));
+        logs.on_end(2, &poller);
+        let [None, Some(_)] = &logs.streams[&2].streams else { panic!("of one stream there is something") };
+        assert!(logs.streams[&2].handed_over && logs.only_the_pump_is_late(2));
+
+        // Somebody has it still.
+        let [out, err] = streams(&mut logs, 3);
+        drop(err);
+        logs.on_end(3, &poller);
+        assert!(logs.streams[&3].handed_over && !logs.only_the_pump_is_late(3));
+        drop(out);
+        // It is the pump's to say that it ends.
+        logs.on_end(3, &poller);
+        assert!(logs.pending(3));
+    }
 }

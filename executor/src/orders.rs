@@ -192,7 +192,7 @@ impl Supervisor {
         if let (Some(to), Some(pipes)) = (log_to, pipes) {
             // Its own ends are closed here.
             let sources = pipes.map(|(source, _)| Some(source));
-            self.logs.add(serial, id, to, sources, &self.poller);
+            self.logs.add(serial, id, to, sources);
         }
         let mut launch = Launch::new(id, serial);
         launch.init_pid = container.pid();
