@@ -100,7 +100,10 @@ impl Supervisor {
         let Some(launch) = self.launches.get_mut(&id) else { return };
         let now = Instant::now();
         // What only a running one needs.
-        (launch.container, launch.kept, launch.terminal) = (None, None, None);
+        (launch.container, launch.terminal) = (None, None);
+        if let Some(kept) = launch.kept.take().filter(|kept| kept.leaves_namespace_clean) {
+            kept.user_namespace.into_iter().for_each(|namespace| self.users.give_back(namespace));
+        }
         (launch.kill_at, launch.complete_at, launch.hand_over_at) = (None, None, None);
         launch.watches = Vec::new();
         if launch.listener.take().is_some() {

@@ -26,6 +26,7 @@ mod pump_protocol;
 mod records;
 mod request;
 mod supervisor;
+mod users;
 mod waste;
 
 pub use supervisor::Supervisor;

@@ -54,7 +54,8 @@ impl Supervisor {
         if self.draining {
             return self.refuse(serial, id, "this supervisor is draining".into());
         }
-        let checked = match Checked::parse(request, descriptors).and_then(|checked| self.permit(checked)) {
+        let checked = Checked::parse(request, descriptors, &mut self.users);
+        let checked = match checked.and_then(|checked| self.permit(checked)) {
             Ok(checked) => checked,
             Err(reason) => return self.refuse(serial, id, reason),
         };

@@ -11,6 +11,7 @@ use proffer_wire::supervisor::v1::{Descriptor, Group, Isolation, Launch as Reque
 use crate::checks::Watch;
 use crate::logs::LogTo;
 use crate::pump_protocol::Rotation;
+use crate::users::Users;
 
 const FILE_BYTES_DEFAULT: u64 = 10 * 1024 * 1024;
 const FILES_DEFAULT: u32 = 2;
@@ -48,6 +49,8 @@ pub(crate) struct Kept {
     pub(crate) limits: Vec<RawLimit>,
     pub(crate) seccomp: Rc<[Program]>,
     pub(crate) user_namespace: Option<UserNamespace>,
+    /// Nothing but that task was ever in it, and the default filter let it make no keys there.
+    pub(crate) leaves_namespace_clean: bool,
     /// Of a plain process, which reaches it by descriptor.
     pub(crate) sandbox: Option<OwnedFd>,
     /// Kept open for checks alone.
@@ -120,7 +123,11 @@ impl Cgroups {
 
 impl Checked {
     /// Parses a request; the error is a sentence for `Refused`.
-    pub(crate) fn parse(request: Request, descriptors: Vec<OwnedFd>) -> Result<Checked, String> {
+    pub(crate) fn parse(
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+        users: &mut Users,
+    ) -> Result<Checked, String> {
         if request.launch_id == 0 {
             return Err("launch_id is 0".into());
         }
@@ -138,7 +145,9 @@ impl Checked {
         let mut sorted = Sorted::default();
         sorted.sort(&request, linux, descriptors)?;
         let watches = watches(&request)?;
-        let user_namespace = user_namespace(&request, linux, sorted.user_namespace.take())?;
+        let given = sorted.user_namespace.take();
+        let leaves_namespace_clean = given.is_none() && request.seccomp.is_empty();
+        let user_namespace = user_namespace(&request, linux, given, users)?;
         let group = request.group.filter(|group| group.first != 0 && (2..=GROUP_MAX).contains(&group.size));
         if group.is_none() && request.group.is_some() {
             return Err(format!("a group has a first member and 2 to {GROUP_MAX} of them"));
@@ -150,6 +159,7 @@ impl Checked {
             limits: limits(&request)?,
             seccomp: seccomp(&request, linux)?,
             user_namespace,
+            leaves_namespace_clean,
             sandbox: None,
             cgroups: None,
             kill_grace_ms: request.kill_grace_ms,
@@ -291,6 +301,7 @@ fn user_namespace(
     request: &Request,
     linux: bool,
     given: Option<OwnedFd>,
+    users: &mut Users,
 ) -> Result<Option<UserNamespace>, String> {
     let Some(range) = request.user_namespace else {
         return if given.is_none() { Ok(None) } else { Err("a user namespace without its ids".into()) };
@@ -301,7 +312,7 @@ fn user_namespace(
     let range = launcher::IdRange { first: range.first, count: range.count };
     match given {
         Some(fd) => Ok(Some(UserNamespace::from_fd(fd, range))),
-        None => UserNamespace::new(range).map(Some).map_err(|error| error.to_string()),
+        None => users.take(range).map(Some).map_err(|error| error.to_string()),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::logs::Logs;
 use crate::poller::{Poller, Token};
 use crate::pump_protocol::Which;
 use crate::records::Records;
+use crate::users::Users;
 
 /// The protocol version spoken here.
 const PROTOCOL: u32 = 1;
@@ -57,6 +58,7 @@ pub struct Supervisor {
     next_serial: u64,
     pub(crate) logs: Logs,
     pub(crate) records: Records,
+    pub(crate) users: Users,
     pub(crate) template: Option<Template>,
     pub(crate) null_in: OwnedFd,
     pub(crate) null_out: OwnedFd,
@@ -116,6 +118,7 @@ impl Supervisor {
             next_serial: 1,
             logs,
             records,
+            users: Users::default(),
             template,
             null_in,
             null_out,

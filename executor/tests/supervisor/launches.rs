@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use proffer_launcher::seccomp::Profile;
 use proffer_launcher::seqpacket;
 use proffer_wire::supervisor::v1::to_agent::Message as Told;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
@@ -512,4 +513,31 @@ fn launches_per_second() -> io::Result<()> {
         eprintln!("{mode:?}: {ours:.0} launches/s serial, {spawn:.0} spawns/s");
     }
     Ok(())
+}
+
+#[test]
+fn a_user_namespace_serves_the_next_task_unless_it_may_hold_keys() {
+    for mode in modes().into_iter().filter(|mode| *mode == Isolation::Linux) {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        let open = Profile::parse(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).expect("a profile");
+        let open = open.compile().expect("a filter").to_bytes();
+        let namespace = |id, seccomp: &[Vec<u8>]| {
+            let request = Launch {
+                user_namespace: Some(IdRange { first: 0x5100_0000, count: 65_536 }),
+                seccomp: seccomp.iter().cloned().map(Into::into).collect(),
+                ..node.request(id, "readlink /proc/self/ns/user")
+            };
+            node.launch(&agent, request);
+            agent.launched(id);
+            assert_eq!(agent.exited(id).wait_status, 0);
+            node.log(id, "stdout.0")
+        };
+        let first = namespace(1, &[]);
+        assert!(first.starts_with("user:["), "{first}");
+        assert_eq!(namespace(2, &[]), first);
+        // It may make keys, which stay where they are made.
+        assert_eq!(namespace(3, &[open]), first);
+        assert_ne!(namespace(4, &[]), first);
+    }
 }
