@@ -143,7 +143,7 @@ impl Supervisor {
             self.not_begun(member.id, KillSent::None, KillCause::Group);
         }
         let ended = |launch: &Launch| matches!(launch.state, State::Ended { .. });
-        if self.launches.values().filter(|other| other.group == Some(first)).all(ended) {
+        if self.launches.values().filter(|other| other.group == Some(first)).all(|other| ended(other)) {
             self.groups.remove(&first);
         }
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use proffer_launcher::seqpacket::{self, Receiver};
 
 use crate::poller::{Poller, Token};
@@ -137,8 +137,9 @@ impl Logs {
         let Some(streams) = self.streams.get_mut(&serial).filter(|streams| !streams.handed_over) else {
             return;
         };
-        for stream in &mut streams.streams {
-            stream.take_if(|stream| look(stream) == PollFlags::POLLHUP);
+        let found = look(&streams.streams);
+        for (stream, found) in streams.streams.iter_mut().zip(found) {
+            stream.take_if(|_| found == PollFlags::POLLHUP);
         }
         match streams.streams.iter().all(Option::is_none) {
             true => drop(self.streams.remove(&serial)),
@@ -164,8 +165,8 @@ impl Logs {
     /// the pipe, and will be written.
     pub(crate) fn only_the_pump_is_late(&self, serial: u64) -> bool {
         let Some(streams) = self.streams.get(&serial) else { return true };
-        // A hang-up is told whether it is asked for or not.
-        streams.streams.iter().flatten().all(|stream| look(stream).contains(PollFlags::POLLHUP))
+        let found = look(&streams.streams).into_iter().zip(&streams.streams);
+        found.filter(|(_, stream)| stream.is_some()).all(|(found, _)| found.contains(PollFlags::POLLHUP))
     }
 
     /// The control socket is ready: what became of streams.
@@ -248,11 +249,16 @@ impl Streams {
     }
 }
 
-/// What a pipe has: data, a hang-up of its last writer, both or nothing.
-fn look(stream: &Stream) -> PollFlags {
-    let mut fds = [PollFd::new(stream.pipe.as_fd(), PollFlags::POLLIN)];
-    let polled = poll(&mut fds, PollTimeout::ZERO);
-    polled.ok().and_then(|_| fds[0].revents()).unwrap_or(PollFlags::empty())
+/// What each pipe has: data, a hang-up of its last writer, both or nothing.
+fn look(streams: &[Option<Stream>; 2]) -> [PollFlags; 2] {
+    let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; 2];
+    for (fd, stream) in fds.iter_mut().zip(streams) {
+        // None is passed over.
+        fd.fd = stream.as_ref().map_or(-1, |stream| stream.pipe.as_raw_fd());
+    }
+    // SAFETY: two of them are owned here.
+    unsafe { libc::poll(fds.as_mut_ptr(), 2, 0) };
+    fds.map(|fd| PollFlags::from_bits_truncate(fd.revents))
 }
 
 /// Takes in what the pump says of a stream; that of one that is at its end already says nothing new.

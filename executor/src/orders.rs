@@ -96,7 +96,7 @@ impl Supervisor {
                 (launch.kept, launch.watches, launch.terminal_log) = (Some(kept), watches, terminal_log);
                 (launch.group, launch.held) = (group, group.is_some());
                 self.serials.insert(launch.serial, id);
-                self.launches.insert(id, launch);
+                self.launches.insert(id, Box::new(launch));
             }
             Err(unmade) => {
                 let text = match &unmade.object {
@@ -126,7 +126,7 @@ impl Supervisor {
         (failed.kill_sent, failed.kill_cause) = (kill.sent.into(), kill.cause.into());
         let mut launch = Launch::new(id, self.next_serial());
         (launch.group, launch.kill) = (group, kill);
-        self.launches.insert(id, launch);
+        self.launches.insert(id, Box::new(launch));
         self.end(id, End::LaunchFailed(failed));
     }
 
@@ -285,7 +285,7 @@ impl Supervisor {
             state: LaunchState::Starting.into(),
             ..LaunchInfo::default()
         };
-        let mut infos = self.launches.values().map(Launch::info).collect::<Vec<_>>();
+        let mut infos = self.launches.values().map(|launch| launch.info()).collect::<Vec<_>>();
         infos.extend(self.uncloned().map(starting));
         infos.sort_by_key(|info| info.launch_id);
         let mut launches = Vec::new();

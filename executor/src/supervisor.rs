@@ -43,7 +43,8 @@ pub struct Supervisor {
     pub(crate) connections: BTreeMap<u64, Connection>,
     current: Option<u64>,
     welcomes: u64,
-    pub(crate) launches: BTreeMap<u64, Launch>,
+    /// In boxes: a map with values this large keeps room for twice as many.
+    pub(crate) launches: BTreeMap<u64, Box<Launch>>,
     /// The launches by the serial in their containers' tokens.
     pub(crate) serials: BTreeMap<u64, u64>,
     /// When launches want to be looked at: one entry each at most.
@@ -207,7 +208,7 @@ impl Supervisor {
     }
 
     /// Forgets a launch and when it wanted to be looked at.
-    pub(crate) fn remove(&mut self, id: u64) -> Option<Launch> {
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Box<Launch>> {
         let launch = self.launches.remove(&id)?;
         launch.armed.map(|at| self.timers.remove(&(at, id)));
         Some(launch)
