@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use proffer_wire::journal::{self, Journal as Read};
 use proffer_wire::supervisor::v1::journal_entry::Entry;
 
-/// A journal that is shorter is not made shorter still, in bytes: what half a thousand launches write.
-const COMPACT_MIN: u64 = 32 * 1024;
+/// A journal that is shorter is not made shorter still, in bytes: what four hundred launches write.
+const COMPACT_MIN: u64 = 16 * 1024;
 
 /// The journal, open for writing.
 pub(crate) struct Journal {

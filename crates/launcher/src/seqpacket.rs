@@ -3,6 +3,7 @@
 //! Nothing here waits unless the descriptor it is given is a blocking one.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -144,13 +145,13 @@ pub fn send(connection: BorrowedFd<'_>, body: &[u8], descriptors: &[BorrowedFd<'
 pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
     let Some(length) = next_length(connection)? else { return Ok(None) };
     // One that is too large is truncated, and so told.
-    let mut body = vec![0; length.min(DATAGRAM_MAX)];
-    let Some(Received { body: received, descriptors, descriptors_lost }) = recv_into(connection, &mut body)?
-    else {
-        return Ok(None);
-    };
+    let length = length.min(DATAGRAM_MAX);
+    let mut body = Vec::with_capacity(length);
+    let received = recv_into(connection, &mut body.spare_capacity_mut()[..length])?;
+    let Some(Received { body: received, descriptors, descriptors_lost }) = received else { return Ok(None) };
     let length = received.len();
-    body.truncate(length);
+    // SAFETY: so many bytes were received into it.
+    unsafe { body.set_len(length) };
     Ok(Some(Datagram { body, descriptors, descriptors_lost }))
 }
 
@@ -158,7 +159,7 @@ pub fn recv(connection: BorrowedFd<'_>) -> Result<Option<Datagram>, Error> {
 /// them had: for who receives so many that asking for the length of each first would cost.
 #[derive(Debug)]
 pub struct Receiver {
-    buffer: Box<[u8]>,
+    buffer: Box<[MaybeUninit<u8>]>,
 }
 
 /// What a [`Receiver`] received.
@@ -174,8 +175,8 @@ pub struct Received<'a> {
 
 impl Default for Receiver {
     fn default() -> Self {
-        // Zeroes that nobody has written yet are no memory.
-        Receiver { buffer: vec![0; DATAGRAM_MAX].into() }
+        // What nobody has written to is no memory; zeroes may be.
+        Receiver { buffer: Box::new_uninit_slice(DATAGRAM_MAX) }
     }
 }
 
@@ -186,9 +187,12 @@ impl Receiver {
     }
 }
 
-fn recv_into<'a>(connection: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Result<Option<Received<'a>>, Error> {
+fn recv_into<'a>(
+    connection: BorrowedFd<'_>,
+    buffer: &'a mut [MaybeUninit<u8>],
+) -> Result<Option<Received<'a>>, Error> {
     let (length, flags, descriptors) = loop {
-        match recv_with_descriptors(connection, buffer) {
+        match recv_message(connection, buffer) {
             Ok(received) => break received,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
@@ -203,18 +207,24 @@ fn recv_into<'a>(connection: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Result<Opt
     if length == 0 {
         return Ok(None);
     }
-    Ok(Some(Received {
-        body: &buffer[..length],
-        descriptors,
-        descriptors_lost: flags & libc::MSG_CTRUNC != 0,
-    }))
+    // SAFETY: the datagram was not truncated, so that all of its bytes were written here.
+    let body = unsafe { buffer[..length].assume_init_ref() };
+    Ok(Some(Received { body, descriptors, descriptors_lost: flags & libc::MSG_CTRUNC != 0 }))
 }
 
-/// recvmsg(2): the datagram's true length, its flags and its descriptors. By hand, because nix keeps back the
-/// descriptors of a message that lost some, which would stay open for good.
+/// recvmsg(2): the datagram's true length, its flags and its descriptors.
 pub(crate) fn recv_with_descriptors(
     connection: BorrowedFd<'_>,
     body: &mut [u8],
+) -> nix::Result<(usize, libc::c_int, Vec<OwnedFd>)> {
+    // SAFETY: the same bytes, to which nothing but bytes are written.
+    recv_message(connection, unsafe { &mut *(std::ptr::from_mut(body) as *mut [MaybeUninit<u8>]) })
+}
+
+/// By hand, because nix keeps back the descriptors of a message that lost some, which would stay open for good.
+fn recv_message(
+    connection: BorrowedFd<'_>,
+    body: &mut [MaybeUninit<u8>],
 ) -> nix::Result<(usize, libc::c_int, Vec<OwnedFd>)> {
     // SAFETY: plain arithmetic.
     const SPACE: usize = unsafe { libc::CMSG_SPACE((DESCRIPTORS_MAX * size_of::<RawFd>()) as u32) } as usize;
