@@ -28,6 +28,8 @@ use crate::serve;
 const EXECUTOR: &str = "proffer-executor";
 /// A supervisor that has nothing to do ends after this.
 const SUPERVISOR_IDLE: Duration = Duration::from_secs(60);
+/// How long a supervisor that lives may answer nothing before others do without it.
+const SUPERVISOR_ANSWERS: Duration = Duration::from_secs(15);
 /// How soon a socket that is bound on the host is out of reach for the next containers.
 const SOCKET_LOOK: Duration = Duration::from_secs(30);
 /// Where profiles of system calls are looked for.
@@ -170,6 +172,7 @@ fn options(config: &Config) -> Result<Options> {
         covers: COVERS.iter().map(PathBuf::from).filter(|dir| dir.is_dir()).collect(),
         task_users: config.task_users.clone(),
         supervisor_idle: SUPERVISOR_IDLE,
+        supervisor_answers: SUPERVISOR_ANSWERS,
         socket_look: SOCKET_LOOK,
         // What supervisors take above it would be a task's, or the host's.
         supervisors_memory_bytes: Totals::detect(&config.work_dir)?.reserve_bytes(),

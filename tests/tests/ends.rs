@@ -115,6 +115,68 @@ async fn the_death_of_a_supervisor_ends_its_tasks_and_returns_their_resources_on
 }
 
 #[tokio::test]
+async fn a_launch_that_a_stopped_supervisor_was_sent_has_an_outcome() {
+    let _machine = beside_others().await;
+    if !is_root("a_launch_that_a_stopped_supervisor_was_sent_has_an_outcome") {
+        return;
+    }
+    let (cluster, mut framework) = cluster().await;
+    // Nothing runs under it: it is ended, and another starts what it was sent.
+    framework.launch(LIMIT, "first", &shell("exit 0"), None).await;
+    framework.state(LIMIT, "first", TaskState::Finished).await;
+    let stopped = stop_supervisors(&cluster);
+    framework.launch(LIMIT, "second", &shell(EXIT_7), None).await;
+    framework.state(LIMIT, "second", TaskState::Running).await;
+    let gone = || stopped.iter().all(|pid| audit::stat(*pid).is_none_or(|stat| stat.state == 'Z'));
+    until_true("the stopped one is gone", LIMIT, gone).await;
+
+    // A task runs under it: it is spared. What it was sent waits, and says why; what comes next does not wait.
+    let before = pids_of_task(&cluster);
+    let stopped = stop_supervisors(&cluster);
+    for task in ["third", "fourth"] {
+        framework.launch(LIMIT, task, &shell("exec sleep 1000"), None).await;
+    }
+    for task in ["third", "fourth"] {
+        let waits = |f: &Framework| f.status(task).filter(|s| !s.message.is_empty()).cloned();
+        let status = framework.until("it says why it waits", LIMIT, waits).await;
+        assert_eq!(status.state, TaskState::Staging, "{status:?}");
+        assert!(status.message.contains("does not answer"), "{status:?}");
+    }
+    framework.launch(LIMIT, "fifth", &shell("exit 3"), None).await;
+    assert_eq!(framework.end_of(LIMIT, "fifth").await.exit_code, Some(3));
+    assert!(pids_of_task(&cluster).iter().any(|pid| before.contains(pid)), "the task goes on");
+
+    // One is to end. It may not be told so before it is certain that it will not come back.
+    framework.kill("third").await;
+    let waits = |f: &Framework| f.status("third").filter(|s| s.message.contains("is ended as soon")).cloned();
+    let status = framework.until("it says that it will be ended", LIMIT, waits).await;
+    assert_eq!(status.state, TaskState::Staging, "{status:?}");
+    for pid in stopped {
+        pidfd_send_signal(pidfd(pid), Signal::CONT).expect("continued");
+    }
+    let status = framework.end_of(LIMIT, "third").await;
+    assert_eq!(status.state, TaskState::Killed, "{status:?}");
+    framework.state(LIMIT, "fourth", TaskState::Running).await;
+    touch(&cluster, "go");
+    assert_eq!(framework.end_of(LIMIT, "second").await.exit_code, Some(7));
+    framework.handle.teardown().await.expect("torn down");
+    cluster.all_free(LIMIT).await;
+    assert!(pids_of_task(&cluster).is_empty(), "nothing came back");
+    ran_on();
+    assert_eq!(cluster.end(), Vec::<String>::new());
+}
+
+/// Stops the first agent's supervisors, which are told.
+fn stop_supervisors(cluster: &Cluster) -> Vec<audit::RawPid> {
+    let supervisors = cluster.supervisors(0);
+    assert!(!supervisors.is_empty());
+    for pid in &supervisors {
+        pidfd_send_signal(pidfd(*pid), Signal::STOP).expect("stopped");
+    }
+    supervisors
+}
+
+#[tokio::test]
 async fn masters_killed_all_at_once_know_everything_again_from_disk() {
     let _machine = beside_others().await;
     let options = Options { masters: 3, agents: 2, containerizer: best(), ..Options::default() };

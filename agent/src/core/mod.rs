@@ -474,6 +474,7 @@ impl Core {
             }
             Event::NotStarted { .. } => self.on_not_started(launch),
             Event::StuckKill { processes, .. } => self.on_stuck(launch, processes),
+            Event::Unanswered { .. } => self.on_unanswered(launch),
             Event::Checked { kind, ok, message, .. } => self.on_checked(launch, kind, ok, message),
             Event::Gone { .. } | Event::OrphanRemoved { .. } | Event::Recovered => {}
         }
@@ -488,6 +489,7 @@ impl Core {
             Event::NotStarted { .. }
             | Event::Checked { .. }
             | Event::StuckKill { .. }
+            | Event::Unanswered { .. }
             | Event::Gone { .. }
             | Event::OrphanRemoved { .. }
             | Event::Recovered => {}
@@ -500,7 +502,7 @@ impl Core {
             Phase::Running | Phase::Ended => return,
             Phase::Staged | Phase::Launching | Phase::Recovering => task.phase = Phase::Running,
         }
-        let said = task.updates.state().is_some();
+        let said = task.updates.has_started();
         let is_executor = task.is_executor();
         if !said && !task.forget {
             // An executor runs when it has subscribed.
@@ -546,7 +548,7 @@ impl Core {
         let Some(task) = self.held.get_mut(&launch) else { return };
         match task.phase {
             Phase::Staged | Phase::Ended => {}
-            Phase::Recovering | Phase::Launching | Phase::Running if task.updates.state().is_some() => {
+            Phase::Recovering | Phase::Launching | Phase::Running if task.updates.has_started() => {
                 // It did start once, so it is not started again, whatever made the containerizer forget it.
                 let message = "the containerizer lost it after it had started".to_owned();
                 let status = task.launch_failed(Reason::SupervisorLost, message, None);
@@ -565,6 +567,22 @@ impl Core {
         let mut status = Status::new(TaskState::Killing, kill.reason, Source::Agent);
         status.message =
             format!("{processes} of its processes survive SIGKILL; what it holds stays taken until they end");
+        self.say(launch, status);
+    }
+
+    /// Nobody knows whether a launch was begun. It stays as it is, and that is said.
+    fn on_unanswered(&mut self, launch: LaunchId) {
+        let Some(task) = self.held.get(&launch).filter(|task| !task.forget) else { return };
+        let waits = matches!(task.phase, Phase::Launching | Phase::Recovering);
+        if !waits || task.updates.has_started() {
+            return;
+        }
+        let mut status = Status::new(TaskState::Staging, Reason::None, Source::Agent);
+        let ends = if task.kill.is_some() { "; it is ended as soon as that is known" } else { "" };
+        status.message = format!(
+            "its supervisor lives and does not answer, and other tasks run under that: whether it was started is not \
+             known{ends}"
+        );
         self.say(launch, status);
     }
 

@@ -482,6 +482,7 @@ impl World {
         let live: Vec<LaunchId> = self.containers.keys().copied().collect();
         let Some(&launch) = live.get(usize::from(n) % live.len().max(1)) else { return };
         match (self.containers[&launch], how % 4) {
+            (Container::Delivered, 2) => core.on_container_event(Event::Unanswered { launch }),
             (Container::Delivered, how) => {
                 let group = self.groups.get(&launch).copied();
                 let all = group.into_iter().flat_map(Group::launches).chain([launch]);

@@ -659,6 +659,46 @@ fn a_container_that_survives_sigkill_is_said_to() {
 }
 
 #[test]
+fn a_launch_that_nobody_answers_for_waits_and_is_started_once() {
+    let unanswered = || Event::Unanswered { launch: LaunchId(100) };
+    let waits = ["write 100 1:STAGING", "send 100 1:STAGING"];
+    // Its supervisor is found dead without a trace of it: another starts it.
+    let mut story = Story::open();
+    story.launch(1, 100);
+    assert_eq!(story.event(unanswered()), waits);
+    let again = story.event(Event::NotStarted { launch: LaunchId(100) });
+    assert_eq!(again, ["write assigned 100", "launch 100"]);
+    assert_eq!(story.event(started(100)), ["write 100 2:RUNNING", "send 100 2:RUNNING"]);
+    assert_eq!(story.event(unanswered()), [""; 0], "it runs");
+
+    // It answers after all, to another life of the agent.
+    let mut story = Story::open();
+    story.launch(1, 100);
+    story.event(unanswered());
+    story.restart();
+    story.attach(6);
+    assert_eq!(story.event(started(100)), ["write 100 2:RUNNING", "send 100 2:RUNNING"]);
+
+    // Its end is asked for: that is carried out when somebody knows what there is to be ended.
+    let mut story = Story::open();
+    story.launch(1, 100);
+    story.event(unanswered());
+    assert_eq!(story.orders(5, vec![kill(2, 100, 0)]), ["write kill 100 0", "kill 100 0"]);
+    assert_eq!(story.event(unanswered()), ["write 100 2:STAGING", "send 100 2:STAGING"]);
+    story.restart();
+    story.attach(6);
+    let message = String::new();
+    let failed = Event::LaunchFailed {
+        launch: LaunchId(100),
+        reason: Reason::KilledDuringLaunch,
+        message,
+        exit_code: None,
+    };
+    let killed = "100 3:KILLED(killed_during_launch)";
+    assert_eq!(story.event(failed), [format!("write {killed}"), format!("send {killed}")]);
+}
+
+#[test]
 fn a_rewritten_checkpoint_says_the_same() {
     let mut story = Story::open();
     for (seq, launch) in [(1, 100), (2, 101), (3, 102)] {

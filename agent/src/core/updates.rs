@@ -24,6 +24,11 @@ impl Updates {
         self.newest.as_ref().map(|s| s.state)
     }
 
+    /// Whether more was said than that it waits to be set up.
+    pub(super) fn has_started(&self) -> bool {
+        self.state().is_some_and(|state| state != TaskState::Staging)
+    }
+
     /// The newest status, if there is one.
     pub(super) fn newest(&self) -> Option<&Status> {
         self.newest.as_ref()

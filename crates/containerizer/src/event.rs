@@ -68,6 +68,13 @@ pub enum Event {
         /// How many processes.
         processes: usize,
     },
+    /// The launch was delivered to an instance that lives and has answered nothing for a while, and that is spared
+    /// because other containers run under it. Whether it was begun is told when the instance answers or dies. Told once,
+    /// and once more if its end is asked for meanwhile.
+    Unanswered {
+        /// The launch.
+        launch: LaunchId,
+    },
     /// During recovery: something unknown to the caller was ended, and nothing of it is left.
     OrphanRemoved {
         /// The launch.
@@ -88,6 +95,7 @@ impl Event {
             | Self::Ended { launch, .. }
             | Self::Gone { launch }
             | Self::StuckKill { launch, .. }
+            | Self::Unanswered { launch }
             | Self::OrphanRemoved { launch } => Some(*launch),
             Self::Recovered => None,
         }

@@ -75,6 +75,9 @@ pub struct Options {
     pub task_users: BTreeSet<String>,
     /// A supervisor without launches is told to end after this.
     pub supervisor_idle: Duration,
+    /// How long a supervisor that lives may answer nothing. Then the next launches go to another one, and it is ended if
+    /// no container runs under it.
+    pub supervisor_answers: Duration,
     /// How often it is looked for unix sockets of the host that were bound where containers of the running supervisors
     /// can reach them (`linux` only). New launches then go to new supervisors.
     pub socket_look: Duration,

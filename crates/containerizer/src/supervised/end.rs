@@ -40,12 +40,16 @@ impl Engine {
             // Armed for a longer grace before: the nearer one is armed too.
             return;
         }
+        let given_up = self.supervisors.get(&launch.instance).is_some_and(|it| it.silence.is_given_up());
         if self.confinement.processes(id) > 0 {
             tracing::warn!(launch.id = id.0, "its supervisor did not end a container in time");
             launch.killed_past_supervisor = true;
             self.confinement.kill(id);
-        } else if now >= kill_at + ESCALATE_AFTER + SILENCE_MAX {
-            return self.empty(id, Terminal::Killed);
+        } else if given_up || now >= kill_at + ESCALATE_AFTER + SILENCE_MAX {
+            if !self.may_still_begin(id) {
+                return self.empty(id, Terminal::Killed);
+            }
+            self.tell_unanswered(id);
         }
         self.arm(now + Duration::from_millis(500), id);
     }
@@ -213,10 +217,10 @@ impl Engine {
         self.bury(instance);
     }
 
-    /// Its supervisor cannot be reached but lives: what it has recorded can be read all the same.
+    /// A supervisor cannot be reached, or does not answer, but lives: what it has recorded can be read all the same.
     pub(super) fn look_at_exits(&mut self, instance: InstanceId) {
         let Some(supervisor) = self.supervisors.get(&instance) else { return };
-        if supervisor.connection().is_some() {
+        if supervisor.connection().is_some() && !supervisor.silence.is_given_up() {
             return;
         }
         let open = supervisor.launches.iter().filter(|id| self.launches.get(id).is_some_and(|l| l.is_open()));

@@ -197,7 +197,8 @@ impl Engine {
         let idle = self.options.supervisor_idle;
         let supervisors = self.supervisors.values().filter_map(|supervisor| supervisor.deadline(idle));
         let timers = self.timers.first().map(|(at, _)| *at);
-        supervisors.chain(timers).chain(self.answers_due()).chain(self.look_due()).min()
+        let more = [self.answers_due(), self.look_due(), self.silence_due()];
+        supervisors.chain(timers).chain(more.into_iter().flatten()).min()
     }
 
     fn on_time(&mut self, now: Instant) {
@@ -207,6 +208,7 @@ impl Engine {
         if self.answers_due().is_some_and(|at| at <= now) {
             self.wait_no_longer();
         }
+        self.look_at_the_silent(now);
         while let Some(&(at, id)) = self.timers.first().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, id));
             self.advance(id);
@@ -274,6 +276,7 @@ impl Engine {
         match self.supervisors.get_mut(&instance) {
             Some(supervisor) if supervisor.is_dead() => self.judge(id),
             Some(supervisor) if supervisor.draining => self.not_started(id),
+            Some(supervisor) if supervisor.silence.is_given_up() => self.not_started(id),
             Some(supervisor) => {
                 supervisor.launches.insert(id);
                 supervisor.idle_since = None;
@@ -350,7 +353,10 @@ impl Engine {
             // Looked up each time: a message may change everything.
             let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
             match supervisor.recv(&mut self.receiver) {
-                Ok(Some((told, descriptors))) => self.on_told(instance, told, descriptors),
+                Ok(Some((told, descriptors))) => {
+                    supervisor.silence.spoke(instance);
+                    self.on_told(instance, told, descriptors);
+                }
                 Ok(None) => return,
                 Err(_) => {
                     tracing::info!(%instance, "the connection to a supervisor ended");
@@ -377,6 +383,9 @@ impl Engine {
             _ => {
                 self.arm(at + ESCALATE_AFTER, id);
                 self.order(instance, Order::Kill(Kill { launch_id: id.0, grace_ms }));
+                if self.supervisors.get(&instance).is_some_and(|it| it.silence.is_given_up()) {
+                    self.tell_unanswered(id);
+                }
             }
         }
     }

@@ -82,6 +82,8 @@ pub(super) struct Launch {
     pub(super) group_failed: bool,
     /// Nobody has it on record.
     pub(super) orphan: bool,
+    /// How often it was told that its supervisor does not answer.
+    pub(super) told_unanswered: u8,
 }
 
 impl Launch {
@@ -100,6 +102,7 @@ impl Launch {
             group: None,
             group_failed: false,
             orphan: false,
+            told_unanswered: 0,
         }
     }
 

@@ -13,6 +13,7 @@ mod launch;
 mod records;
 mod recover;
 mod remove;
+mod silence;
 mod sockets;
 mod start;
 mod supervisor;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use proffer_types::LaunchId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -12,10 +12,6 @@ use super::engine::Engine;
 use super::launch::{Launch, Phase, Terminal};
 use super::supervisor::{Stage, Supervisor, pin};
 use crate::{Cause, Event, InstanceId, Known};
-
-/// How long a supervisor that lives may take to answer. Then the agent goes on without it: one that hangs must not
-/// take the node away from everyone else.
-const ANSWER_MAX: Duration = Duration::from_secs(15);
 
 /// An instance that is not known.
 const NO_INSTANCE: InstanceId = InstanceId(0);
@@ -60,7 +56,8 @@ impl Engine {
         }
         self.recovering = Some(Recovering {
             waiting: alive.clone(),
-            until: Some(Instant::now() + ANSWER_MAX),
+            // Then the agent goes on without it: one that hangs must not take the node away from everyone else.
+            until: Some(Instant::now() + self.options.supervisor_answers),
             removed: BTreeSet::new(),
         });
         self.kill_strange_supervisors(&pids);

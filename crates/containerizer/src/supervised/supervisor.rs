@@ -15,6 +15,7 @@ use prost::Message as _;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::dirs::Identity;
+use super::silence::Silence;
 use super::start::Starting;
 use crate::InstanceId;
 
@@ -84,6 +85,8 @@ pub(super) struct Supervisor {
     pub(super) seen: Option<BTreeSet<PathBuf>>,
     /// Why the process did not start.
     pub(super) complaint: Option<String>,
+    /// Whether it answers.
+    pub(super) silence: Silence,
 }
 
 /// Reading came to an end.
@@ -107,6 +110,7 @@ impl Supervisor {
             idle_since: None,
             seen: None,
             complaint: None,
+            silence: Silence::default(),
         }
     }
 

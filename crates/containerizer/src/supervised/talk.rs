@@ -95,6 +95,7 @@ impl Engine {
                 Ok(()) => {
                     if let Some(launch) = launch.and_then(|id| self.launches.get_mut(&id)) {
                         launch.phase = Phase::Sent;
+                        supervisor.silence.sent();
                     }
                 }
                 Err(seqpacket::Error::WouldBlock) => {
@@ -280,6 +281,7 @@ impl Engine {
                         info.checks.into_iter().for_each(|result| self.on_check_result(result));
                     } else {
                         launch.phase = Phase::Sent;
+                        self.supervisors.get_mut(&instance).into_iter().for_each(|it| it.silence.sent());
                     }
                     self.repeat_kill(instance, id);
                 }

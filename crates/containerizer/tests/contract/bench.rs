@@ -84,6 +84,7 @@ impl Bench {
             covers: Vec::new(),
             task_users: BTreeSet::new(),
             supervisor_idle: Duration::from_secs(60),
+            supervisor_answers: Duration::from_secs(15),
             // Tests bind sockets too.
             socket_look: Duration::from_secs(3600),
             supervisors_memory_bytes: 256 << 20,

@@ -9,4 +9,5 @@ mod first_release;
 mod leftovers;
 mod linux;
 mod promises;
+mod silence;
 mod supervision;

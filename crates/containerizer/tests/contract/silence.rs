@@ -1,0 +1,110 @@
+//! Supervisors that live and do not answer: stopped here, which looks the same as any other hang.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proffer_containerizer::{ContainerSpec, Event, Isolation, KillSent};
+use proffer_types::Reason;
+
+use crate::bench::{Bench, Program, until};
+
+/// With little patience.
+fn bench() -> Option<Bench> {
+    let mut bench = Bench::real(Isolation::Linux)?;
+    bench.options().supervisor_answers = Duration::from_secs(2);
+    bench.restart(&[]);
+    bench.expect("recovery", |event| *event == Event::Recovered);
+    Some(bench)
+}
+
+fn supervisor(bench: &Bench, spec: &ContainerSpec) -> Pid {
+    Pid::from_raw(bench.supervisor_pid(spec.instance))
+}
+
+fn ends(bench: &mut Bench, spec: &ContainerSpec) {
+    bench.let_go(spec.launch);
+    assert_eq!(bench.end(spec.launch).exit_code, Some(0));
+    bench.forget(spec.launch);
+}
+
+/// A launch of the same id again, as a caller does that was told that it was not started.
+fn again(bench: &mut Bench, spec: &ContainerSpec) -> ContainerSpec {
+    assert_eq!(bench.of(spec.launch), Event::NotStarted { launch: spec.launch });
+    let instance = bench.agent().assign(spec.framework);
+    assert_ne!(instance, spec.instance);
+    let spec = ContainerSpec { instance, ..spec.clone() };
+    bench.deliver(&spec);
+    assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+    spec
+}
+
+#[test]
+fn what_a_useless_supervisor_was_sent_is_started_by_another() {
+    let Some(mut bench) = bench() else { return };
+    let first = bench.run(&Program::Gate(0));
+    let hung = supervisor(&bench, &first);
+    ends(&mut bench, &first);
+    kill(hung, Signal::SIGSTOP).expect("stopped");
+    let sent = bench.launch(&Program::Gate(0));
+    assert_eq!(sent.instance, first.instance);
+    let sent = again(&mut bench, &sent);
+    until("the one that hangs is dead", || kill(hung, None).is_err());
+    ends(&mut bench, &sent);
+    bench.close();
+}
+
+#[test]
+fn one_that_containers_run_under_is_spared_and_gets_nothing_new() {
+    let Some(mut bench) = bench() else { return };
+    let runs = bench.run(&Program::Gate(0));
+    let hung = supervisor(&bench, &runs);
+    kill(hung, Signal::SIGSTOP).expect("stopped");
+    let [sent, ended] = [(); 2].map(|()| bench.launch(&Program::Gate(0)));
+    for spec in [&sent, &ended] {
+        assert_eq!(bench.of(spec.launch), Event::Unanswered { launch: spec.launch });
+    }
+    let next = bench.run(&Program::Gate(0));
+    assert_ne!(next.instance, runs.instance);
+    // One that was assigned to it before is given back.
+    let late = ContainerSpec { instance: runs.instance, ..bench.spec(&Program::Gate(0)) };
+    bench.deliver(&late);
+    let late = again(&mut bench, &late);
+
+    // Its end may be told only when it is known, which is long after this.
+    bench.agent().kill(ended.launch, 0);
+    assert_eq!(bench.of(ended.launch), Event::Unanswered { launch: ended.launch });
+    assert!(!bench.processes(runs.launch).is_empty());
+    kill(hung, Signal::SIGCONT).expect("continued");
+    assert!(matches!(bench.of(sent.launch), Event::Started { .. }));
+    // It was begun before it was known to be killed, or never.
+    match bench.expect("its end", |event| {
+        event.launch() == Some(ended.launch) && !matches!(event, Event::Started { .. })
+    }) {
+        Event::Ended { end, .. } => assert_eq!((end.signal, end.kill_sent), (Some(9), KillSent::Kill)),
+        Event::LaunchFailed { reason, .. } => assert_eq!(reason, Reason::KilledDuringLaunch),
+        other => panic!("{other:?}"),
+    }
+    bench.expect_none_but_started(ended.launch);
+    bench.forget(ended.launch);
+    for spec in [&sent, &late, &next, &runs] {
+        ends(&mut bench, spec);
+    }
+    bench.close();
+}
+
+#[test]
+fn when_the_last_container_has_ended_it_is_no_longer_spared() {
+    let Some(mut bench) = bench() else { return };
+    let runs = bench.run(&Program::Gate(0));
+    kill(supervisor(&bench, &runs), Signal::SIGSTOP).expect("stopped");
+    let sent = bench.launch(&Program::Gate(0));
+    assert_eq!(bench.of(sent.launch), Event::Unanswered { launch: sent.launch });
+    // Past its supervisor.
+    bench.agent().kill(runs.launch, 0);
+    assert_eq!(bench.end(runs.launch).signal, Some(9));
+    let sent = again(&mut bench, &sent);
+    bench.forget(runs.launch);
+    ends(&mut bench, &sent);
+    bench.close();
+}
