@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     if flags.clean_up {
         return exit(start::clean_up(&config));
     }
-    // Two, for the driver writes files: streams and diagnostics go on meanwhile. Output is read on threads of its own.
+    // One for the driver, one for streams and diagnostics; output is read on threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(start::run(flags, config)),

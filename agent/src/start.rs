@@ -70,8 +70,7 @@ pub async fn run(flags: Flags, config: Config) -> Result<()> {
     let (driver, handle) = Driver::new(core, store, containerizer, container, config.masters.clone());
     tokio::spawn(serve::serve(listener, handle.clone()));
     tokio::spawn(watch_signals(handle, flags, level));
-    // On the runtime's threads, where the streams are: each wakes the other without waking a thread for it.
-    tokio::spawn(driver.run()).await.context("the driver has ended by itself")??;
+    driver.run().await?;
     tracing::info!("proffer-agent ends; its tasks go on");
     Ok(())
 }
