@@ -1,10 +1,11 @@
 //! What became true, as operators watch it: every master keeps the last of it in a ring, fed from what it applies.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proffer_registry::{Change, Registry};
-use proffer_types::{AgentId, CellTag, FrameworkId, LaunchId, Reason, TaskId};
+use proffer_types::event::LaunchKind;
+use proffer_types::{AgentId, CellTag, ExecutorId, FrameworkId, LaunchId, Reason, TaskId};
 use proffer_wire::admin::v1 as pb;
 use tokio::sync::watch;
 
@@ -28,30 +29,50 @@ pub struct Event {
     /// Wall time at the leader, for display (milliseconds since 1970).
     pub wall_ms: u64,
     cell: CellTag,
-    /// The task it is about.
-    task: Option<TaskId>,
+    /// The task or executor it is about.
+    subject: Option<Subject>,
     /// What its agent or framework calls itself.
     name: String,
     change: Change,
+}
+
+/// What a launch is.
+#[derive(Clone, Debug, PartialEq)]
+enum Subject {
+    Task(TaskId),
+    Executor(ExecutorId),
 }
 
 /// What an entry made true that operators are told of. `registry` is the state right after it.
 pub fn of(registry: &Registry, index: u64, wall_ms: u64, changes: Vec<Change>) -> Vec<Event> {
     let cell = registry.cluster().unwrap_or_default().tag();
     let mut events = Vec::new();
+    // An executor's record goes with the entry that ends it.
+    let ended: BTreeMap<LaunchId, ExecutorId> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::ExecutorEnded { launch, executor, .. } => Some((*launch, executor.clone())),
+            _ => None,
+        })
+        .collect();
     for (ordinal, change) in changes.into_iter().enumerate() {
-        if kind(&change).is_none() {
+        let subject = launch_of(&change).and_then(|launch| match ended.get(&launch) {
+            Some(executor) => Some(Subject::Executor(executor.clone())),
+            None => subject_of(registry, launch, &change),
+        });
+        if kind(&change, subject.as_ref()).is_none() {
             continue;
         }
         let at = Cursor { index, ordinal: u32::try_from(ordinal).unwrap_or(u32::MAX) };
-        let (task, name) = (task_of(registry, &change), name_of(registry, &change));
-        events.push(Event { at, wall_ms, cell, task, name, change });
+        let name = name_of(registry, &change);
+        events.push(Event { at, wall_ms, cell, subject, name, change });
     }
     events
 }
 
 /// The word for it; `None` for what is only bookkeeping.
-fn kind(change: &Change) -> Option<&'static str> {
+fn kind(change: &Change, subject: Option<&Subject>) -> Option<&'static str> {
+    let is_executor = matches!(subject, Some(Subject::Executor(_)));
     Some(match change {
         Change::Formed => "CLUSTER_FORMED",
         Change::AgentRegistered { repeated: false, .. } => "AGENT_REGISTERED",
@@ -62,7 +83,11 @@ fn kind(change: &Change) -> Option<&'static str> {
         Change::SessionOpened { .. } => "FRAMEWORK_SESSION",
         Change::FrameworkReconnected { .. } => "FRAMEWORK_CONNECTED",
         Change::FrameworkDisconnected { .. } => "FRAMEWORK_DISCONNECTED",
+        Change::FrameworkUpdated { .. } => "FRAMEWORK_UPDATED",
         Change::FrameworkCompleted { .. } => "FRAMEWORK_COMPLETED",
+        Change::TaskLaunched { .. } if is_executor => "EXECUTOR_LAUNCHED",
+        Change::KillOrdered { .. } if is_executor => "EXECUTOR_KILL_ORDERED",
+        Change::StatusChanged { .. } if is_executor => "EXECUTOR_STATUS",
         Change::TaskLaunched { .. } => "TASK_LAUNCHED",
         Change::KillOrdered { .. } => "TASK_KILL_ORDERED",
         Change::StatusChanged { .. } => "TASK_STATUS",
@@ -98,6 +123,7 @@ fn framework_of(change: &Change) -> Option<FrameworkId> {
         | Change::SessionOpened { framework, .. }
         | Change::FrameworkReconnected { framework }
         | Change::FrameworkDisconnected { framework }
+        | Change::FrameworkUpdated { framework }
         | Change::FrameworkCompleted { framework, .. }
         | Change::TaskLaunched { framework, .. }
         | Change::StatusChanged { framework, .. } => Some(*framework),
@@ -105,15 +131,17 @@ fn framework_of(change: &Change) -> Option<FrameworkId> {
     }
 }
 
-fn task_of(registry: &Registry, change: &Change) -> Option<TaskId> {
-    let launch = launch_of(change)?;
+fn subject_of(registry: &Registry, launch: LaunchId, change: &Change) -> Option<Subject> {
     if let Some(task) = registry.task(launch) {
-        return Some(task.task_id.clone());
+        return Some(match &task.kind {
+            LaunchKind::Executor(executor) => Subject::Executor(executor.clone()),
+            LaunchKind::Task | LaunchKind::TaskOf(_) => Subject::Task(task.task_id.clone()),
+        });
     }
     // It was retired by the very same entry.
     let framework = framework_of(change)?;
     let task = registry.history_of_framework(framework).filter(|task| task.launch_id == launch).last()?;
-    Some(task.task_id.clone())
+    Some(Subject::Task(task.task_id.clone()))
 }
 
 fn name_of(registry: &Registry, change: &Change) -> String {
@@ -121,7 +149,9 @@ fn name_of(registry: &Registry, change: &Change) -> String {
         Change::AgentRegistered { agent, .. } | Change::AgentUnreachable { agent } => {
             registry.agent(*agent).map(|agent| agent.info.hostname.clone()).unwrap_or_default()
         }
-        Change::FrameworkAdded { framework } | Change::FrameworkCompleted { framework, .. } => {
+        Change::FrameworkAdded { framework }
+        | Change::FrameworkUpdated { framework }
+        | Change::FrameworkCompleted { framework, .. } => {
             registry.framework(*framework).map(|framework| framework.info.name.clone()).unwrap_or_default()
         }
         _ => String::new(),
@@ -137,15 +167,21 @@ impl Event {
             Change::TaskLaunched { .. } => ("STAGING", String::new()),
             _ => ("", String::new()),
         };
+        let (task, executor) = match &self.subject {
+            Some(Subject::Task(task)) => (task.to_string(), String::new()),
+            Some(Subject::Executor(executor)) => (String::new(), executor.to_string()),
+            None => Default::default(),
+        };
         pb::Event {
             index: self.at.index,
             ordinal: self.at.ordinal,
-            kind: kind(&self.change).unwrap_or_default().into(),
+            kind: kind(&self.change, self.subject.as_ref()).unwrap_or_default().into(),
             wall_ms: self.wall_ms,
             framework_id: framework_of(&self.change).unwrap_or_default().0,
             agent_id: agent_of(&self.change).unwrap_or_default().0,
             launch_id: launch_of(&self.change).unwrap_or_default().0,
-            task_id: self.task.as_ref().map(|task| task.as_str().to_owned()).unwrap_or_default(),
+            task_id: task,
+            executor_id: executor,
             state: state.into(),
             reason,
             text: self.text(),
@@ -155,7 +191,11 @@ impl Event {
     fn text(&self) -> String {
         let framework = framework_of(&self.change).map(|id| id.text(self.cell)).unwrap_or_default();
         let agent = agent_of(&self.change).map(|id| id.text(self.cell)).unwrap_or_default();
-        let task = self.task.as_ref().map(|task| task.as_str()).unwrap_or("?");
+        let (what, name) = match &self.subject {
+            Some(Subject::Task(task)) => ("task", task.as_str()),
+            Some(Subject::Executor(executor)) => ("executor", executor.as_str()),
+            None => ("task", "?"),
+        };
         match &self.change {
             Change::Formed => "the cluster is formed".into(),
             Change::AgentRegistered { .. } => format!("agent {agent} on {} registered", self.name),
@@ -171,15 +211,18 @@ impl Event {
             Change::FrameworkDisconnected { .. } => {
                 format!("framework {framework} is disconnected: its failover timeout runs")
             }
+            Change::FrameworkUpdated { .. } => {
+                format!("framework {framework} `{}` was updated", self.name)
+            }
             Change::FrameworkCompleted { reason, .. } => {
                 format!("framework {framework} `{}` is completed: {}", self.name, reason.name())
             }
             Change::TaskLaunched { resources, .. } => {
-                format!("task {framework}/{task} is launched on {agent} with {resources}")
+                format!("{what} {framework}/{name} is launched on {agent} with {resources}")
             }
-            Change::KillOrdered { .. } => format!("task {task} on {agent} is to end"),
+            Change::KillOrdered { .. } => format!("{what} {name} on {agent} is to end"),
             Change::StatusChanged { from, status, .. } => {
-                let mut text = format!("task {framework}/{task}: {} after {}", status.state, from);
+                let mut text = format!("{what} {framework}/{name}: {} after {}", status.state, from);
                 if status.reason != Reason::None {
                     text.push_str(&format!(", {}", status.reason));
                 }
@@ -312,7 +355,7 @@ mod tests {
             at: Cursor { index, ordinal },
             wall_ms: 0,
             cell: CellTag(1),
-            task: None,
+            subject: None,
             name: String::new(),
             change: Change::Formed,
         }

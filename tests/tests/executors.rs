@@ -13,7 +13,7 @@ use proffer_tests::cluster::{
 use proffer_types::container::ExecutorSpec;
 use proffer_types::{ExecutorId, Reason, Resources, TaskLaunch, TaskSpec, TaskState};
 
-use super::{LIMIT, beside_others, best, ran_on};
+use super::{LIMIT, beside_others, best, good, ran_on};
 
 async fn cluster(options: Options) -> (Cluster, Framework) {
     let cluster = Cluster::start(Options { containerizer: best(), ..options }).await;
@@ -127,6 +127,26 @@ async fn a_hundred_tasks_run_in_one_executor() {
     let (executor, status) = framework.until("the executor's end", LIMIT, over).await;
     assert_eq!((executor, status.state.is_terminal()), (name(), true), "{status:?}");
     cluster.all_free(LIMIT).await;
+
+    // Operators are told of executors as such, and not of a task by that name.
+    framework.handle.update_framework(info("another name")).await.expect("committed");
+    let text = good(cluster.run(LIMIT, &["events", "-o", "jsonl"]).await);
+    let events: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    let kinds = |key: &str, value: &str| {
+        let of_it = events.iter().filter(|event| event[key] == value);
+        of_it.map(|event| event["kind"].as_str().expect("a kind").to_owned()).collect::<Vec<_>>()
+    };
+    let of_executor = kinds("executor_id", "ex");
+    assert_eq!(of_executor[..2], ["EXECUTOR_LAUNCHED", "EXECUTOR_STATUS"], "{of_executor:?}");
+    assert!(of_executor.contains(&"EXECUTOR_KILL_ORDERED".to_owned()), "{of_executor:?}");
+    let last = events.iter().rfind(|event| event["executor_id"] == "ex").expect("its end");
+    assert_eq!((&last["kind"], &last["state"]), (&"EXECUTOR_STATUS".into(), &status.state.name().into()));
+    assert_eq!(kinds("task_id", "ex"), [""; 0]);
+    assert_eq!(kinds("task_id", "left")[0], "TASK_LAUNCHED");
+    let updated = events.last().expect("events");
+    assert_eq!(updated["kind"], "FRAMEWORK_UPDATED", "{updated}");
+    assert!(updated["text"].as_str().expect("text").contains("`another name`"), "{updated}");
     ran_on();
     assert_eq!(cluster.end(), Vec::<String>::new());
 }

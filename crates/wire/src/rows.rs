@@ -285,6 +285,8 @@ pub struct EventRow {
     pub launch: Option<LaunchId>,
     /// The task it is about; empty for none.
     pub task_id: String,
+    /// The executor it is about; empty for none.
+    pub executor_id: String,
     /// The new state, as a word; empty if none changed.
     pub state: String,
     /// Why, as a word; empty for no reason.

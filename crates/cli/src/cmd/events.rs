@@ -31,6 +31,8 @@ struct Event {
     #[serde(skip_serializing_if = "String::is_empty")]
     task_id: String,
     #[serde(skip_serializing_if = "String::is_empty")]
+    executor_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     state: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     reason: String,
@@ -86,6 +88,7 @@ fn line(cluster: &Cluster, row: EventRow) -> Event {
         agent_id: row.agent.map(|id| id.text(cell)),
         launch_id: row.launch.map(|id| id.text(cell)),
         task_id: row.task_id,
+        executor_id: row.executor_id,
         state: row.state,
         reason: row.reason,
         text: row.text,

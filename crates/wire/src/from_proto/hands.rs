@@ -117,6 +117,7 @@ pub fn event_row(event: pb::Event) -> EventRow {
         agent: some(event.agent_id).map(AgentId),
         launch: some(event.launch_id).map(LaunchId),
         task_id: event.task_id,
+        executor_id: event.executor_id,
         state: event.state,
         reason: event.reason,
         text: event.text,
