@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 100)]
     kills: u32,
     /// Rounds, in each of which every kind of trouble has its turn after a quiet one.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 12)]
     rounds: usize,
     /// How many masters.
     #[arg(long, default_value_t = 1)]
@@ -58,9 +58,12 @@ const TROUBLE: &[(&str, &str, &[&str])] = &[
              mv $at $at.old; ln -sfn /etc/passwd $at; done; echo line; done 2>/dev/null",
         ],
     ),
-    // Forks all it may.
-    ("forks without end", "plain", &["sh", "-c", "while :; do true & done 2>/dev/null"]),
+    // Forks all it may: the inner shell ends when it may not, and so do those that it has left behind.
+    (FORKS, "plain", &["sh", "-c", "while :; do sh -c 'while :; do true & done'; done 2>/dev/null"]),
 ];
+
+/// Told with the others, and held to nothing: what it takes is what processes cost the kernel.
+const FORKS: &str = "forks without end";
 
 const WRITER: &[&str] = &["cat", "/dev/zero"];
 
@@ -112,7 +115,8 @@ pub(super) fn run(args: &Args) -> Result<bool> {
     }
     let told: Vec<(&str, f64, Value)> =
         kinds.iter().zip(&all).map(|((name, ..), sides)| compared(name, sides)).collect();
-    let worst = told.iter().map(|(_, ratio, _)| *ratio).fold(0.0, f64::max);
+    let worst =
+        told.iter().filter(|(name, ..)| *name != FORKS).map(|(_, ratio, _)| *ratio).fold(0.0, f64::max);
     let neighbours: serde_json::Map<String, Value> =
         told.into_iter().map(|(name, _, figure)| (name.to_owned(), figure)).collect();
     tell(&json!({
