@@ -88,7 +88,7 @@ fn run(control: OwnedFd) -> io::Result<()> {
         for event in &events[..count] {
             match event.data() {
                 CONTROL_TOKEN => pump.on_control()?,
-                stream => pump.on_stream(stream, Some(Ready::of_event(event.events()))),
+                stream => pump.on_stream(stream, Some(Ready::of_event(event.events())))?,
             }
         }
         pump.wake()?;
@@ -115,7 +115,9 @@ impl Pump {
                     match order {
                         Some(Order::Add(add)) => self.on_add(add, descriptors)?,
                         Some(Order::Close { logs }) => {
-                            Which::BOTH.into_iter().for_each(|which| self.close(token(logs, which)));
+                            for token in Which::BOTH.map(|which| token(logs, which)) {
+                                self.close(token)?;
+                            }
                         }
                         None => {}
                     }
@@ -135,39 +137,49 @@ impl Pump {
         let streams = streams.filter_map(|(which, position)| Some((which, position?)));
         for ((which, position), pipe) in streams.zip(descriptors) {
             let token = token(add.logs, which);
-            self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
             self.streams.insert(token, Stream::open(add, which, position, pipe, Rc::clone(&dir)));
-            if add.closing {
-                self.close(token);
-            }
+            // It was most likely added because it has something, and often that is all it will ever have.
+            self.on_stream(token, None)?;
         }
         Ok(())
     }
 
-    fn close(&mut self, token: u64) {
-        let Some(stream) = self.streams.get_mut(&token) else { return };
+    fn close(&mut self, token: u64) -> io::Result<()> {
+        let Some(stream) = self.streams.get_mut(&token) else { return Ok(()) };
         stream.closing = true;
         // An empty pipe that someone holds open has nothing to say by itself.
-        self.on_stream(token, None);
+        self.on_stream(token, None)
     }
 
     /// A stream is `ready`, or to be looked at.
-    fn on_stream(&mut self, token: u64, ready: Option<Ready>) {
-        let Some(stream) = self.streams.get_mut(&token) else { return };
+    fn on_stream(&mut self, token: u64, ready: Option<Ready>) -> io::Result<()> {
+        let Some(stream) = self.streams.get_mut(&token) else { return Ok(()) };
         let now = Instant::now();
         let before = stream.dropped;
         let ended = stream.turn(ready, &self.null, now) == Progress::Ended;
         if ended || stream.loss_is_due(now) {
             self.untold.push_back(stream.told(ended, now));
         }
+        let rests = !ended && self.waste.threw(token, stream.dropped - before, now);
+        // Closing would not do: the supervisor has the pipe too. And watched for nothing, one that rests would still wake
+        // us for its end, again and again.
+        self.watch(token, !ended && !rests)?;
         if ended {
-            // Closing would not do: the supervisor has the pipe too.
-            let _ = self.epoll.delete(&stream.pipe);
             self.streams.remove(&token);
-        } else if self.waste.threw(token, stream.dropped - before, now) {
-            // Watched for nothing, it would still wake us for its end, again and again.
-            let _ = self.epoll.delete(&stream.pipe);
         }
+        Ok(())
+    }
+
+    /// Watches a stream from now on, or no longer.
+    fn watch(&mut self, token: u64, watched: bool) -> io::Result<()> {
+        let Some(stream) = self.streams.get_mut(&token) else { return Ok(()) };
+        match (stream.watched, watched) {
+            (false, true) => self.epoll.add(&stream.pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?,
+            (true, false) => self.epoll.delete(&stream.pipe)?,
+            _ => {}
+        }
+        stream.watched = watched;
+        Ok(())
     }
 
     /// Until streams that rest are to be read again, rounded up.
@@ -181,9 +193,7 @@ impl Pump {
     /// Reads those again that have rested.
     fn wake(&mut self) -> io::Result<()> {
         for token in self.waste.rested(Instant::now()) {
-            if let Some(stream) = self.streams.get(&token) {
-                self.epoll.add(&stream.pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
-            }
+            self.watch(token, true)?;
         }
         Ok(())
     }
@@ -249,6 +259,8 @@ struct Stream {
     logs: u64,
     which: Which,
     pipe: OwnedFd,
+    /// By epoll.
+    watched: bool,
     files: Files,
     budget: Budget,
     /// Bytes thrown away since the stream began, by this pump and those before it.
@@ -267,6 +279,7 @@ impl Stream {
             logs: add.logs,
             which,
             pipe,
+            watched: false,
             files: Files::new(which, add.rotation, dir, position.offset, add.new),
             budget: Budget { per_second: bytes_per_second, since: Instant::now(), kept: 0 },
             dropped: position.dropped,
