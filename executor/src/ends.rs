@@ -92,11 +92,11 @@ impl Supervisor {
     }
 
     /// Records the end at once, and reports it when the logs are at theirs.
-    pub(crate) fn end(&mut self, id: u64, end: End) {
-        let record = ToAgent { message: Some(message(end.clone())) };
-        if let Err(error) = self.records.write_end(record) {
-            self.records.log(&format!("launch {id}: its exit record cannot be written: {error}"));
-        }
+    pub(crate) fn end(&mut self, id: u64, mut end: End) {
+        let Some(launch) = self.launches.get_mut(&id) else { return };
+        self.logs.on_end(launch.serial, &self.poller);
+        tell_of_logs(&mut end, launch.dropped, !self.logs.pending(launch.serial));
+        self.record_end(id, end.clone());
         let Some(launch) = self.launches.get_mut(&id) else { return };
         let now = Instant::now();
         // What only a running one needs.
@@ -110,7 +110,6 @@ impl Supervisor {
             self.records.remove_socket(id);
         }
         launch.state = State::Ended { end: end.clone(), ended: now, logs_until: Some(now + LOGS_WAIT) };
-        self.logs.on_end(launch.serial, &self.poller);
         self.end_inside_of(id);
         self.report_if_due(id, now);
         self.on_member_end(id, &end);
@@ -132,13 +131,19 @@ impl Supervisor {
             return self.rearm(id);
         }
         *logs_until = None;
-        if let End::Exited(exited) = end {
-            exited.logs_complete = !pending;
-            [exited.stdout_dropped_bytes, exited.stderr_dropped_bytes] = launch.dropped;
+        let news = tell_of_logs(end, launch.dropped, !pending);
+        let end = end.clone();
+        if news {
+            self.record_end(id, end.clone());
         }
-        let message = message(end.clone());
         self.rearm(id);
-        self.tell(message);
+        self.tell(message(end));
+    }
+
+    fn record_end(&mut self, id: u64, end: End) {
+        if let Err(error) = self.records.write_end(ToAgent { message: Some(message(end)) }) {
+            self.records.log(&format!("launch {id}: its exit record cannot be written: {error}"));
+        }
     }
 
     /// What is due of a launch.
@@ -166,4 +171,13 @@ impl Supervisor {
             self.report_if_due(id, now);
         }
     }
+}
+
+/// Has an end say what became of the logs; whether that is news.
+fn tell_of_logs(end: &mut End, dropped: [u64; 2], complete: bool) -> bool {
+    let End::Exited(exited) = end else { return false };
+    let said = (exited.logs_complete, [exited.stdout_dropped_bytes, exited.stderr_dropped_bytes]);
+    exited.logs_complete = complete;
+    [exited.stdout_dropped_bytes, exited.stderr_dropped_bytes] = dropped;
+    said != (complete, dropped)
 }

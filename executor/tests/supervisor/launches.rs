@@ -333,6 +333,11 @@ fn a_flood_is_cut_counted_and_delays_nobody() {
         let &(last, length) = files.last().expect("a file");
         assert!(last + length > 200 << 20 && last + length < (200 << 20) + 20, "offsets are true: {files:?}");
         assert!(ends[&1].stdout_dropped_bytes > 100 << 20, "{:?}", ends[&1]);
+        // Were this supervisor lost now, that would not be.
+        let recorded = node.recorded();
+        for (id, end) in &ends {
+            assert_eq!(recorded[id].end, Some(Told::Exited(end.clone())));
+        }
         assert!(files.iter().map(|(_, length)| length).sum::<u64>() <= 3 << 20, "{files:?}");
     }
 }
