@@ -25,6 +25,8 @@ use crate::Error;
 /// Most groups that wait, of all frameworks together: as many containers may end and begin at once without a group
 /// being made.
 const IDLE_MAX: usize = 128;
+/// Most ranges of user ids that a framework is given again: as many as its supervisor keeps something for.
+const LEFT_MAX: usize = 256;
 /// Most groups whose files stay open, of those that wait and of those that containers have.
 const OPEN_MAX: usize = 192;
 
@@ -70,6 +72,9 @@ pub(super) struct Slots {
     next: u64,
     /// The ranges of user ids that containers have, and how many have each: those of a group share one.
     ids: BTreeMap<u32, usize>,
+    /// Those that a framework's containers have left, the last one at the end: its supervisor may have kept what the
+    /// kernel makes of them for the next.
+    left: BTreeMap<FrameworkId, Vec<u32>>,
     next_ids: u32,
 }
 
@@ -101,6 +106,7 @@ impl Slots {
             open_max: open_max(),
             next,
             ids,
+            left: BTreeMap::new(),
             next_ids,
         })
     }
@@ -153,6 +159,7 @@ impl Slots {
 
     /// The groups that wait for containers of a framework, or of any; they no longer do.
     pub(super) fn drain_idle(&mut self, framework: Option<FrameworkId>) -> Vec<u64> {
+        self.left.retain(|of, _| framework.is_some_and(|framework| *of != framework));
         let drained: Vec<Vec<Idle>> = match framework {
             Some(framework) => self.idle.remove(&framework).into_iter().collect(),
             None => std::mem::take(&mut self.idle).into_values().collect(),
@@ -182,10 +189,13 @@ impl Slots {
         self.open.retain(|(of, _)| *of != slot);
     }
 
-    /// The next range of user ids that no container has, of `count`; the one that was free longest.
-    pub(super) fn free_ids(&self, count: u32) -> Option<u32> {
+    /// A range of user ids that no container has, of `count`: the one that another of the framework has left last, or
+    /// else that which was free longest.
+    pub(super) fn free_ids(&self, framework: FrameworkId, count: u32) -> Option<u32> {
+        let free = |ids: &u32| *ids < count && !self.ids.contains_key(ids);
+        let left = self.left.get(&framework).into_iter().flatten();
         let from = if self.next_ids < count { self.next_ids } else { 0 };
-        (from..count).chain(0..from).find(|ids| !self.ids.contains_key(ids))
+        left.rev().copied().find(free).or_else(|| (from..count).chain(0..from).find(free))
     }
 
     /// Writes down what a container has, before it has it.
@@ -197,8 +207,13 @@ impl Slots {
             source,
         })?;
         if let Some(ids) = holding.ids {
-            self.next_ids = ids + 1;
-            *self.ids.entry(ids).or_default() += 1;
+            let containers = self.ids.entry(ids).or_default();
+            *containers += 1;
+            let own = self.left.get_mut(&holding.framework);
+            if *containers == 1 && own.and_then(|left| left.pop_if(|last| *last == ids)).is_none() {
+                self.left.values_mut().for_each(|left| left.retain(|other| *other != ids));
+                self.next_ids = ids + 1;
+            }
         }
         self.held.insert(launch, holding);
         Ok(())
@@ -213,11 +228,16 @@ impl Slots {
             }
             _ => {}
         }
-        let ids = self.held.remove(&launch).and_then(|holding| holding.ids);
-        if let Some(Entry::Occupied(mut containers)) = ids.map(|ids| self.ids.entry(ids)) {
+        let Some(Holding { ids: Some(ids), framework, .. }) = self.held.remove(&launch) else { return };
+        if let Entry::Occupied(mut containers) = self.ids.entry(ids) {
             *containers.get_mut() -= 1;
             if *containers.get() == 0 {
                 containers.remove();
+                let left = self.left.entry(framework).or_default();
+                if left.len() >= LEFT_MAX {
+                    left.remove(0);
+                }
+                left.push(ids);
             }
         }
     }
@@ -328,23 +348,25 @@ mod tests {
     }
 
     #[test]
-    fn no_two_have_the_same_ids_and_each_is_left_alone_for_long() {
+    fn no_two_have_the_same_ids_and_strangers_leave_each_alone_for_long() {
+        const OWN: FrameworkId = FrameworkId(7);
+        const OTHER: FrameworkId = FrameworkId(8);
         let dir = std::env::temp_dir().join(format!("proffer-test-ids-{}", std::process::id()));
         let mut slots = Slots::open(&dir).expect("opened");
         let mut given = Vec::new();
         for launch in 1..=3 {
-            let ids = slots.free_ids(3).expect("free");
+            let ids = slots.free_ids(OWN, 4).expect("free");
             slots.hold(LaunchId(launch), holding(launch, Some(ids))).expect("held");
             given.push(ids);
         }
         assert_eq!(given, [0, 1, 2]);
-        assert_eq!(slots.free_ids(3), None);
+        assert_eq!(slots.free_ids(OWN, 3), None);
         slots.let_go(LaunchId(2));
-        assert_eq!(slots.free_ids(3), Some(1));
         slots.let_go(LaunchId(1));
-        slots.hold(LaunchId(4), holding(4, slots.free_ids(3))).expect("held");
-        assert_eq!(slots.get(LaunchId(4)).expect("held").ids, Some(0));
-        assert_eq!(slots.free_ids(3), Some(1));
+        // The last that one of its own left; a stranger gets what was free longest.
+        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, 4)), [Some(0), Some(3)]);
+        slots.hold(LaunchId(4), holding(4, Some(0))).expect("held");
+        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, 4)), [Some(1), Some(3)]);
         // Those of a group share them until the last has ended.
         slots.hold(LaunchId(5), holding(5, Some(0))).expect("held");
         slots.let_go(LaunchId(4));
@@ -353,7 +375,20 @@ mod tests {
         }
         slots.let_go(LaunchId(5));
         assert_eq!(slots.ids, BTreeMap::from([(2, 1)]));
-        for launch in 1..=4 {
+        // Where there are no others a stranger gets them all the same, and they are its own then.
+        for (launch, ids) in [(6, 3), (7, 0), (8, 1)] {
+            assert_eq!(slots.free_ids(OTHER, 4), Some(ids));
+            let holding = Holding { framework: OTHER, ..holding(launch, Some(ids)) };
+            slots.hold(LaunchId(launch), holding).expect("held");
+        }
+        assert_eq!(slots.free_ids(OWN, 4), None);
+        slots.let_go(LaunchId(7));
+        slots.let_go(LaunchId(6));
+        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, 4)), [Some(3), Some(3)]);
+        // A framework without a supervisor has left nothing.
+        slots.drain_idle(Some(OTHER));
+        assert!(slots.left.is_empty() || slots.left.keys().eq([&OWN]));
+        for launch in 1..=8 {
             slots.let_go(LaunchId(launch));
         }
         slots.remove_dir();

@@ -319,11 +319,16 @@ impl Tree {
         limited
     }
 
-    /// The range of user ids that a container or one of its `kin` has, or else the next that is free of `count`.
-    pub(crate) fn ids(&self, launch: LaunchId, kin: &[LaunchId], count: u32) -> Option<u32> {
+    /// The range of user ids that a container or one of its `kin` has, or else one that is free of `count`.
+    pub(crate) fn ids(
+        &self,
+        (launch, framework): (LaunchId, FrameworkId),
+        kin: &[LaunchId],
+        count: u32,
+    ) -> Option<u32> {
         let slots = self.slots();
         let had = |launch: &LaunchId| slots.get(*launch).and_then(|holding| holding.ids);
-        [launch].iter().chain(kin).find_map(had).or_else(|| slots.free_ids(count))
+        [launch].iter().chain(kin).find_map(had).or_else(|| slots.free_ids(framework, count))
     }
 
     /// Takes a container's group back; `false` while the kernel holds it busy.

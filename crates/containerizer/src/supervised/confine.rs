@@ -76,7 +76,7 @@ impl Confinement {
             Self::Nothing(_) => Ok(None),
             Self::Cgroups(_) if !private => Ok(None),
             Self::Cgroups(_) if users.ranges == 0 => Err(refused("this agent has no ranges of user ids")),
-            Self::Cgroups(tree) => match tree.ids(spec.launch, kin, users.ranges) {
+            Self::Cgroups(tree) => match tree.ids((spec.launch, spec.framework), kin, users.ranges) {
                 Some(ids) => Ok(Some(ids)),
                 None => Err(refused("all ranges of user ids of this agent are in use")),
             },
