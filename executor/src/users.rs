@@ -39,7 +39,7 @@ mod tests {
     #[test]
     fn the_same_ids_find_the_same_namespace_again() {
         if !nix::unistd::geteuid().is_root() {
-            println!("SKIPPED: a user namespace with other ids needs root");
+            eprintln!("SKIPPED: a user namespace with other ids needs root");
             return;
         }
         let inode =
