@@ -44,7 +44,9 @@ pub(super) fn run(args: &Args) -> Result<bool> {
     let shape = Shape { masters: args.masters, containerizer: &args.containerizer, resources: &resources };
     let cluster = Cluster::start(&programs, &shape)?;
     let mut load = Load::start(&cluster, 1, "cpus:1;mem:16MiB")?;
-    load.order("rate 8 true")?;
+    // Node and supervisor keep for the next launches what the first have made, up to a bound.
+    load.order(&format!("hold {} sleep 3600", args.containers))?;
+    load.order("drop")?;
     let base = settled(&cluster, None)?;
     for round in 1..=args.rounds {
         go_on()?;
