@@ -1,7 +1,9 @@
 //! What to start, and its translation into the memory that the child reads.
 
 use std::ffi::c_char;
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -414,9 +416,12 @@ fn default_filter() -> Result<&'static Program, Error> {
     default.as_ref().ok_or_else(|| Error::new(Step::Seccomp, libc::E2BIG))
 }
 
+/// Asked anew each time, for it may be changed from outside; of a file that stays open.
 fn spared() -> bool {
-    let score = std::fs::read_to_string(sys::OOM_SCORE_ADJ).unwrap_or_default();
-    score.trim().parse::<i32>().is_ok_and(|score| score < 0)
+    static SCORE: OnceLock<Option<File>> = OnceLock::new();
+    let Some(score) = SCORE.get_or_init(|| File::open(sys::OOM_SCORE_ADJ).ok()) else { return false };
+    let mut text = [0u8; 1];
+    score.read_at(&mut text, 0).is_ok() && text == *b"-"
 }
 
 fn optional(arena: &mut Arena, text: Option<&str>) -> *const c_char {
