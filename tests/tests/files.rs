@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use proffer_tests::cluster::{Cluster, Options, audit, until};
 use tokio::io::AsyncReadExt as _;
 
-use super::{LIMIT, beside_others, best, good, json, ran_on};
+use super::{LIMIT, beside_others, best, good, json, ran_on, rounds};
 
 async fn cluster() -> Cluster {
     Cluster::start(Options { containerizer: best(), ..Options::default() }).await
@@ -96,8 +96,6 @@ async fn a_hostile_sandbox_shows_nothing_of_the_host_and_hangs_nobody() {
     let make = format!(
         "mkdir -p d/real; echo mine > d/real/file; ln -s {secret} d/link; ln -s {secret}/file d/filelink; \
          ln -s /proc/self/root d/magic; ln -s . d/loop; mkfifo d/fifo; ln d/real/file d/hard; \
-         truncate -s 1T sparse; \
-         (i=0; while [ $i -lt 60 ]; do mkdir -p deep/$i; cd deep/$i; i=$((i+1)); done); \
          (cd d; while :; do mv -T real other; ln -sfn {secret} real; rm real; mv -T other real; done 2>/dev/null) & "
     );
     start(&cluster, "hostile", &format!("{make}{READY}")).await;
@@ -105,7 +103,7 @@ async fn a_hostile_sandbox_shows_nothing_of_the_host_and_hangs_nobody() {
     fs::create_dir(&home).unwrap();
     let began = Instant::now();
     let mut copied = 0;
-    for round in 0..25 {
+    for round in 0..rounds(25) {
         let to = home.join(round.to_string());
         let args = ["task", "cp", "hostile:d", &to.display().to_string()];
         let ran = cluster.run(LIMIT, &args).await;
@@ -126,16 +124,29 @@ async fn a_hostile_sandbox_shows_nothing_of_the_host_and_hangs_nobody() {
     assert!(began.elapsed() < Duration::from_secs(120), "{:?}", began.elapsed());
     assert_eq!(fs::read_to_string(Path::new(&secret).join("file")).unwrap(), "SECRET OF THE HOST");
     assert_eq!(fs::read_dir(&secret).unwrap().count(), 1, "nothing was put there");
+    good(cluster.run(LIMIT, &["task", "kill", "hostile", "--grace", "0"]).await);
+    cluster.all_free(LIMIT).await;
+    assert_eq!(cluster.end(), Vec::<String>::new());
+}
 
+#[tokio::test]
+async fn large_and_deep_files_cost_the_agent_nothing() {
+    let _machine = beside_others().await;
+    let cluster = cluster().await;
+    let make = "truncate -s 1T sparse; i=0; at=.; while [ $i -lt 60 ]; do at=$at/deep/$i; i=$((i+1)); done; \
+                mkdir -p $at; ";
+    start(&cluster, "hostile", &format!("{make}{READY}")).await;
+    let home = cluster.dir().join("here");
+    fs::create_dir(&home).unwrap();
     // A terabyte of nothing is left when its reader leaves, and costs the agent nothing.
     let before = audit::resident_bytes(cluster.agents[0].pid());
     let mut child =
         cluster.proffer(&cluster.addresses(), &["task", "cp", "hostile:sparse", "-"]).spawn().unwrap();
     // More than the agent may grow by has gone through it by then.
-    let mut through = child.stdout.take().unwrap().take(64 << 20);
+    let mut through = child.stdout.take().unwrap().take(40 << 20);
     let mut nowhere = tokio::io::sink();
     let read = tokio::time::timeout(LIMIT, tokio::io::copy(&mut through, &mut nowhere));
-    assert_eq!(read.await.expect("it flows").unwrap(), 64 << 20);
+    assert_eq!(read.await.expect("it flows").unwrap(), 40 << 20);
     child.kill().await.unwrap();
     let after = audit::resident_bytes(cluster.agents[0].pid());
     assert!(after < before + (32 << 20), "the agent grew from {before} to {after} bytes");

@@ -50,6 +50,13 @@ fn best() -> &'static str {
     if nix::unistd::geteuid().is_root() { "linux" } else { "process" }
 }
 
+/// How often to try what is tried `most` times: less where `PROFFER_LAUNCHES` asks for little, which is where everything
+/// takes its time.
+fn rounds(most: usize) -> usize {
+    let asked = std::env::var("PROFFER_LAUNCHES").ok().and_then(|text| text.parse::<usize>().ok());
+    asked.map_or(most, |launches| (launches / 10).clamp(1, most))
+}
+
 /// The standard output of a program that must have ended well.
 fn good(ran: Ran) -> String {
     assert_eq!(ran.code, Some(0), "{ran:?}");

@@ -45,7 +45,7 @@ const EMPTY: [&str; 14] = [
 /// What packages bring that no program reads.
 const UNREAD: [&str; 7] = ["doc", "man", "locale", "info", "lintian", "bash-completion", "common-licenses"];
 /// One test program in the machine.
-const PROGRAM_LIMIT: Duration = Duration::from_secs(10 * 60);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(15 * 60);
 const TOOL_LIMIT: Duration = Duration::from_secs(120);
 /// The file is sparse.
 const SIZE: &str = "4G";

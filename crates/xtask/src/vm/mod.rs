@@ -24,7 +24,20 @@ const TESTS: [(&str, &[&str]); 4] = [
     ("proffer-launcher", &[]),
     ("proffer-executor", &[]),
     ("proffer-containerizer", &["--test-threads=1"]),
-    ("proffer-tests", &["--test-threads=1", "containers::", "escape"]),
+    ("proffer-tests", STORIES_THERE),
+];
+/// The stories in which the version of cgroups, or what a container may do, is part; without one that wants an agent to
+/// be too slow for an executor, which is as slow there.
+const STORIES_THERE: &[&str] = &[
+    "--test-threads=1",
+    "--skip=who_floods_is_told_to_wait",
+    "containers::",
+    "escape",
+    "checks::",
+    "executors::",
+    "files::a_hostile_sandbox",
+    "files::files_are_listed",
+    "ends::a_launch_that_a_stopped_supervisor",
 ];
 /// Of the test programs of a package with stories, the one that has those above.
 const STORIES: &str = "main";
@@ -38,7 +51,7 @@ const PRODUCTS: [(&str, &str); 6] = [
     ("proffer-test-program", "proffer-tests"),
 ];
 /// Of the whole machine, booting included.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIMIT: Duration = Duration::from_secs(30 * 60);
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// What making and running the machine takes.
