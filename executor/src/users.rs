@@ -20,8 +20,8 @@ impl Users {
         }
     }
 
-    /// Takes back what a container was in, once its pid namespace is gone. Beside processes a user namespace holds keys:
-    /// only one whose processes could make none is given back here.
+    /// Takes back what a container was in, once its pid namespace is gone. Beside processes a user namespace holds its
+    /// maps, which are written whole when it is made, and keys: only one whose processes could make none is given back here.
     pub(crate) fn give_back(&mut self, namespace: UserNamespace) {
         if self.idle.len() == IDLE_MAX {
             self.idle.remove(0);

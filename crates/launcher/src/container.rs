@@ -199,6 +199,8 @@ pub(crate) fn decode(record: Record) -> Event {
     match record.kind {
         RECORD_STARTED => Event::Started,
         RECORD_READY => Event::Ready,
+        // Its descriptor was lost for want of a free one.
+        RECORD_TERMINAL => Event::Terminal,
         RECORD_SETUP_FAILED => Event::SetupFailed { step, errno: record.value },
         RECORD_EXEC_FAILED => Event::ExecFailed { step, errno: record.value },
         RECORD_EXITED => Event::Exited(record.value),

@@ -38,7 +38,8 @@ impl UserNamespace {
         let holder = Holder::start().map_err(|errno| failed("clone", errno))?;
         let dir = format!("/proc/{}", holder.pid);
         let map = format!("0 {} {}", range.first, range.count);
-        for file in ["uid_map", "gid_map"] {
+        // Projects too: any process of the namespace may write that map once, which would outlive it.
+        for file in ["uid_map", "gid_map", "projid_map"] {
             fs::write(format!("{dir}/{file}"), &map).map_err(|error| failed(file, errno_of(&error)))?;
         }
         let fd =

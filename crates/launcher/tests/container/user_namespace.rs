@@ -116,6 +116,22 @@ fn what_is_running_in_it_is_nobody_to_the_host() {
 }
 
 #[test]
+fn nothing_can_be_written_into_the_namespace_for_who_comes_next() {
+    if !root() {
+        return;
+    }
+    let Some(namespace) = user_namespace() else { return };
+    let options = Options { user_namespace: Some(&namespace), ..linux() };
+    let script = "for map in uid_map gid_map projid_map setgroups; do
+        (echo '7 7 1' > /proc/self/$map) 2>/dev/null && echo WROTE $map; cat /proc/self/$map
+    done";
+    let ran = run(&["sh", "-c", script], &options);
+    let words = ran.output.split_whitespace().collect::<Vec<_>>().join(" ");
+    let map = format!("0 {} {}", IDS.first, IDS.count);
+    assert_eq!(words, format!("{map} {map} {map} allow"));
+}
+
+#[test]
 fn a_bad_range_or_user_is_refused() {
     let error = |first, count| UserNamespace::new(IdRange { first, count }).expect_err("refused").step;
     for (first, count) in [(0, 65_536), (1, 0), (u32::MAX, 2)] {
