@@ -29,9 +29,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a busy port is tried: a predecessor that was killed while it started a process leaves the port to that for
 /// the moment until its execve.
-const BUSY: Duration = Duration::from_secs(1);
+pub(crate) const BUSY: Duration = Duration::from_secs(1);
 /// Between two of those attempts.
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
+pub(crate) const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why diagnostics cannot be served.
 #[derive(Debug, thiserror::Error)]

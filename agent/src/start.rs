@@ -10,18 +10,19 @@ use proffer_containerizer::{
     Cause, End, Event, InstanceId, Isolation, KillSent, Options, SeccompProfiles, Users, remove_all,
 };
 use proffer_telemetry::Level;
-use proffer_types::{AgentInfo, LaunchId, features};
+use proffer_types::{AgentInfo, BootId, LaunchId, features};
 use proffer_wal::FsDisk;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 
 use crate::config::{Config, Containerizer, Flags};
 use crate::core::{self, Core, Effect, Phase, Record};
 use crate::detect::{self, Totals};
 use crate::driver::{Driver, Handle, fresh_instance, wall_ms};
-use crate::recover::Store;
+use crate::recover::{self, Recovered, Store};
 use crate::serve;
 
 /// The supervisor's program, beside the agent's own.
@@ -49,7 +50,7 @@ pub async fn run(flags: Flags, config: Config) -> Result<()> {
     allow_descriptors();
     let listener = serve::listen(config.listen).await?;
     let boot_id = detect::boot_id()?;
-    let (store, found) = Store::open(Arc::new(FsDisk), &config.work_dir, boot_id)?;
+    let (store, found) = open_store(&config.work_dir, boot_id).await?;
     let (to_driver, container) = mpsc::unbounded_channel();
     let containerizer = open_containerizer(&config, to_driver)?;
     let resources = match &config.resources {
@@ -73,6 +74,19 @@ pub async fn run(flags: Flags, config: Config) -> Result<()> {
     driver.run().await?;
     tracing::info!("proffer-agent ends; its tasks go on");
     Ok(())
+}
+
+/// Opens the work directory, whose lock a predecessor may leave to a process that it was starting, like its port.
+async fn open_store(dir: &Path, boot_id: BootId) -> Result<(Store, Recovered), recover::Error> {
+    let given_up = Instant::now() + serve::BUSY;
+    loop {
+        match Store::open(Arc::new(FsDisk), dir, boot_id) {
+            Err(recover::Error::Locked { .. }) if Instant::now() < given_up => {
+                sleep(serve::BUSY_PAUSE).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// Takes as many descriptors as the agent may have: connections, executors and the files of cgroups need some each, and
@@ -259,4 +273,20 @@ async fn watch_signals(handle: Handle, flags: Flags, level: Level) {
         }
     }
     handle.stop().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_that_is_let_go_soon_is_opened() {
+        let dir = tempfile::Builder::new().prefix("proffer-agent").tempdir().expect("a directory");
+        let held = Store::open(Arc::new(FsDisk), dir.path(), BootId(1)).expect("free");
+        let mut opening = std::pin::pin!(open_store(dir.path(), BootId(1)));
+        let early = std::future::poll_fn(|context| std::task::Poll::Ready(opening.as_mut().poll(context)));
+        assert!(early.await.is_pending(), "the first attempt fails and is not the last");
+        drop(held);
+        opening.await.expect("free now");
+    }
 }
