@@ -51,11 +51,12 @@ const TROUBLE: &[(&str, &str, &[&str])] = &[
     (
         "links over its logs",
         "plain",
+        // One process: what processes cost is another question.
         &[
-            "sh",
-            "-c",
-            "while :; do for at in logs ../logs ../../logs /var/log stdout.0 ../stdout.0; do \
-             mv $at $at.old; ln -sfn /etc/passwd $at; done; echo line; done 2>/dev/null",
+            "perl",
+            "-e",
+            "$| = 1; while (1) { for (qw(logs ../logs ../../logs /var/log stdout.0 ../stdout.0)) { \
+             rename $_, \"$_.old\"; unlink $_; symlink '/etc/passwd', $_ } print qq(line\\n) }",
         ],
     ),
     // Forks all it may: the inner shell ends when it may not, and so do those that it has left behind.
