@@ -66,19 +66,7 @@ struct Pump {
 }
 
 fn run(control: OwnedFd) -> io::Result<()> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(&control, EpollEvent::new(EpollFlags::EPOLLIN, CONTROL_TOKEN))?;
-    let null = File::options().write(true).open("/dev/null")?.into();
-    let mut pump = Pump {
-        epoll,
-        control: Some(control),
-        waits_for_room: false,
-        receiver: Receiver::default(),
-        null,
-        streams: BTreeMap::new(),
-        untold: VecDeque::new(),
-        waste: Waste::new(Instant::now()),
-    };
+    let mut pump = Pump::new(control)?;
     while pump.control.is_some() || !pump.streams.is_empty() {
         let mut events = [EpollEvent::empty(); 64];
         let count = match pump.epoll.wait(&mut events, pump.timeout()) {
@@ -92,7 +80,7 @@ fn run(control: OwnedFd) -> io::Result<()> {
             }
         }
         pump.wake()?;
-        pump.tell();
+        pump.tell()?;
     }
     Ok(())
 }
@@ -103,6 +91,22 @@ fn token(logs: u64, which: Which) -> u64 {
 }
 
 impl Pump {
+    fn new(control: OwnedFd) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&control, EpollEvent::new(EpollFlags::EPOLLIN, CONTROL_TOKEN))?;
+        let null = File::options().write(true).open("/dev/null")?.into();
+        Ok(Pump {
+            epoll,
+            control: Some(control),
+            waits_for_room: false,
+            receiver: Receiver::default(),
+            null,
+            streams: BTreeMap::new(),
+            untold: VecDeque::new(),
+            waste: Waste::new(Instant::now()),
+        })
+    }
+
     fn on_control(&mut self) -> io::Result<()> {
         while let Some(control) = &self.control {
             match self.receiver.recv(control.as_fd()) {
@@ -198,17 +202,29 @@ impl Pump {
         Ok(())
     }
 
-    fn tell(&mut self) {
-        let Some(control) = &self.control else { return };
+    /// Tells the supervisor what it does not know yet, as far as its socket has room.
+    fn tell(&mut self) -> io::Result<()> {
+        let Some(control) = &self.control else {
+            self.untold.clear();
+            return Ok(());
+        };
         while !self.untold.is_empty() {
             let told = self.untold.iter().copied();
             match seqpacket::send(control.as_fd(), &Told::encode(told), &[]) {
                 Ok(()) => drop(self.untold.drain(..TOLD_MAX.min(self.untold.len()))),
                 Err(seqpacket::Error::WouldBlock) => break,
-                Err(_) => {
+                Err(seqpacket::Error::Io { source, .. })
+                    if matches!(
+                        source.kind(),
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                    ) =>
+                {
                     self.control = None;
-                    return;
+                    return Ok(());
                 }
+                // A supervisor that is there waits for this process to end before it starts another, which is told
+                // of every stream: without a control socket this one would be told of no more.
+                Err(error) => return Err(io::Error::other(error)),
             }
         }
         let waits = !self.untold.is_empty();
@@ -218,6 +234,7 @@ impl Pump {
             let _ = self.epoll.modify(control, &mut event);
             self.waits_for_room = waits;
         }
+        Ok(())
     }
 }
 
@@ -643,6 +660,28 @@ mod tests {
         std::os::unix::fs::symlink(&target, fixture.dir.path().join("stdout.4")).expect("link");
         fixture.write(b"abcdef");
         assert_eq!(std::fs::read_to_string(&target).expect("text"), "");
+    }
+
+    #[test]
+    fn a_pump_that_cannot_tell_its_supervisor_ends() {
+        let told = Told { logs: 1, which: Which::Stdout, ended: true, position: Position::default() };
+        let (supervisor, control) = seqpacket::pair().expect("sockets");
+        let mut pump = Pump::new(control).expect("a pump");
+        pump.untold.push_back(told);
+        pump.tell().expect("told");
+        assert!(seqpacket::recv(supervisor.as_fd()).expect("told").is_some() && pump.untold.is_empty());
+        // Nobody is there to start another: it goes on.
+        drop(supervisor);
+        pump.untold.push_back(told);
+        pump.tell().expect("goes on");
+        assert!(pump.control.is_none());
+        pump.tell().expect("goes on");
+        assert!(pump.untold.is_empty(), "nobody asks for it any more");
+        // Somebody may be.
+        let (_read, write) = nix::unistd::pipe().expect("pipe");
+        pump.control = Some(write);
+        pump.untold.push_back(told);
+        pump.tell().expect_err("not a socket");
     }
 
     #[test]
