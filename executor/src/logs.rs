@@ -192,16 +192,21 @@ impl Logs {
     }
 
     /// The pump has ended: plans the next. Returns what to write to the diagnostics.
-    pub(crate) fn on_exit(&mut self) -> Option<String> {
+    pub(crate) fn on_exit(&mut self, poller: &Poller) -> Option<String> {
         let pump = self.pump.take()?;
         let mut status = 0;
-        // SAFETY: our child; its pidfd says that it has ended.
-        unsafe { libc::waitpid(pump.pid, &mut status, 0) };
+        // SAFETY: our child, not yet reaped. One that is traced is not ours to reap yet.
+        if unsafe { libc::waitpid(pump.pid, &mut status, libc::WNOHANG) } == 0 {
+            self.pump = Some(pump);
+            return None;
+        }
+        // A child that was cloned a moment ago may have both still: to close them here is not enough.
+        poller.remove(&pump.control);
+        poller.remove(&pump.pidfd);
         let lived = pump.started.elapsed();
         self.pause = if lived > PAUSE_MAX { PAUSE_MIN } else { (self.pause * 2).min(PAUSE_MAX) };
         let pause = if lived > PAUSE_MAX { Duration::ZERO } else { self.pause };
         self.restart_at = Some(Instant::now() + pause);
-        drop(pump.pidfd);
         Some(format!("the log pump ended with wait status {status} after {} ms", lived.as_millis()))
     }
 
@@ -311,8 +316,58 @@ mod tests {
 
     use super::*;
 
+    /// A child has every descriptor of every test until its program begins.
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    /// Has a program that never reads what it is told be the pump.
+    fn pump(logs: &mut Logs, poller: &Poller, control: OwnedFd) {
+        let child = std::process::Command::new("sleep").arg("600").spawn().expect("sleep");
+        let pid = child.id() as i32;
+        // SAFETY: our child, not yet reaped; what is opened is owned by nobody else.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as RawFd) };
+        poller.add(&pidfd, Token::PumpExit).expect("epoll");
+        logs.pumps += 1;
+        let (number, started, untold) = (logs.pumps, Instant::now(), VecDeque::new());
+        logs.pump = Some(Pump { number, pid, pidfd, control, started, untold, waits_for_room: false });
+    }
+
+    fn kill(logs: &Logs) {
+        let pid = logs.pump.as_ref().expect("a pump").pid;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).expect("it lives");
+    }
+
+    fn ready(poller: &Poller) -> Vec<Token> {
+        poller.wait(Some(Instant::now() + Duration::from_secs(20))).expect("epoll")
+    }
+
+    #[test]
+    fn a_dead_pump_whose_descriptors_a_child_has_still_is_not_taken_for_the_next() {
+        let _alone = ALONE.lock();
+        let (mut logs, poller) = (Logs::new(), Poller::new().expect("epoll"));
+        let (control, other) = seqpacket::pair().expect("pair");
+        poller.add(&control, Token::PumpControl).expect("epoll");
+        pump(&mut logs, &poller, control);
+        // As a child has that was cloned and did not come to close them.
+        let copy = |fd: &OwnedFd| fd.try_clone().expect("dup");
+        let copies = logs.pump.as_ref().map(|pump| (copy(&pump.pidfd), copy(&pump.control)));
+        kill(&logs);
+        assert_eq!(ready(&poller), [Token::PumpExit]);
+        assert!(logs.on_exit(&poller).is_some() && logs.pump.is_none());
+        drop(other);
+        assert_eq!(poller.wait(Some(Instant::now())).expect("epoll"), []);
+        drop(copies);
+
+        // One that lives is not waited for.
+        pump(&mut logs, &poller, seqpacket::pair().expect("pair").0);
+        assert!(logs.on_exit(&poller).is_none() && logs.pump.is_some());
+        kill(&logs);
+        assert_eq!(ready(&poller), [Token::PumpExit]);
+        assert!(logs.on_exit(&poller).is_some());
+    }
+
     fn streams(logs: &mut Logs, serial: u64) -> [std::fs::File; 2] {
-        let pipes = [(); 2].map(|()| nix::unistd::pipe().expect("pipe"));
+        let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("pipe");
+        let pipes = [(); 2].map(|()| pipe());
         let dir = std::fs::File::open("/").expect("a directory").into();
         let rotation = Rotation { file_bytes: 1 << 20, files: 2, bytes_per_second: 1 << 20 };
         let [(out, to_out), (err, to_err)] = pipes;
@@ -322,6 +377,7 @@ mod tests {
 
     #[test]
     fn what_ends_without_a_word_is_nothing_to_the_pump() {
+        let _alone = ALONE.lock();
         let (mut logs, poller) = (Logs::new(), Poller::new().expect("epoll"));
         let ends = streams(&mut logs, 1);
         assert!(logs.pending(1) && !logs.only_the_pump_is_late(1));

@@ -171,7 +171,7 @@ impl Supervisor {
                 }
             }
             Token::PumpExit => {
-                if let Some(line) = self.logs.on_exit() {
+                if let Some(line) = self.logs.on_exit(&self.poller) {
                     self.records.log(&line);
                 }
             }
