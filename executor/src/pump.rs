@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use proffer_launcher::seqpacket::{self, Receiver};
@@ -70,7 +71,7 @@ fn run(control: OwnedFd) -> io::Result<()> {
     while pump.control.is_some() || !pump.streams.is_empty() {
         let mut events = [EpollEvent::empty(); 64];
         let count = match pump.epoll.wait(&mut events, pump.timeout()) {
-            Err(nix::errno::Errno::EINTR) => 0,
+            Err(Errno::EINTR) => 0,
             other => other?,
         };
         for event in &events[..count] {
@@ -416,14 +417,21 @@ fn discard(pipe: &OwnedFd, null: &OwnedFd) -> io::Result<u64> {
     if let Ok(bytes) = u64::try_from(spliced) {
         return Ok(bytes);
     }
-    match io::Error::last_os_error() {
+    match Errno::last() {
         // A terminal.
-        error if error.raw_os_error() == Some(libc::EINVAL) => {
+        Errno::EINVAL => {
             let mut buffer = [0; BUFFER_BYTES];
-            Ok(nix::unistd::read(pipe, &mut buffer)? as u64)
+            nix::unistd::read(pipe, &mut buffer).map(|bytes| bytes as u64).or_else(nothing_yet)
         }
-        error if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        error => Err(error),
+        error => nothing_yet(error),
+    }
+}
+
+/// What an error says of a stream: that there is nothing yet, or that it is at its end.
+fn nothing_yet(error: Errno) -> io::Result<u64> {
+    match error {
+        Errno::EAGAIN | Errno::EINTR => Ok(0),
+        error => Err(error.into()),
     }
 }
 
@@ -650,6 +658,18 @@ mod tests {
         fixture.write(b"hello\n");
         fixture.end();
         assert_eq!(fixture.files(), files(&[("stdout.0", "hello\r\n")]));
+    }
+
+    #[test]
+    fn a_terminal_that_has_nothing_is_not_at_its_end() {
+        let pty = nix::pty::openpty(None, None).expect("a terminal");
+        let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
+        nix::fcntl::fcntl(&pty.master, flags).expect("no waiting");
+        assert_eq!(discard(&pty.master, &null()).expect("no end"), 0);
+        File::from(pty.slave).write_all(b"hello\n").expect("room");
+        assert_eq!(discard(&pty.master, &null()).expect("no end"), 7);
+        // The other side is closed.
+        discard(&pty.master, &null()).expect_err("the end");
     }
 
     #[test]
