@@ -1,5 +1,6 @@
 //! The instance's files, on a tmpfs: what an agent judges a dead supervisor by.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,6 +23,11 @@ const LOG_MAX: u64 = 256 * 1024;
 pub(crate) struct Records {
     dir: PathBuf,
     journal: Journal,
+    /// An agent that cannot read the journal may be the one to judge.
+    for_older: bool,
+    /// The launches of which there is a file in `launch`: to an agent that cannot read the journal it says that they were
+    /// begun.
+    in_files: BTreeSet<u64>,
     log: File,
     log_bytes: u64,
 }
@@ -49,9 +55,12 @@ impl Records {
         let log =
             File::options().append(true).create_new(true).open(dir.join("supervisor.log")).map_err(used)?;
         make(&dir.join("executor"), open)?;
+        make(&dir.join("launch"), 0o700)?;
         let journal = dir.join("journal");
         let journal = Journal::create(&journal).map_err(Error::file("create", &journal))?;
-        Ok(Records { dir: dir.to_owned(), journal, log, log_bytes: 0 })
+        // Until the first agent has said which it is.
+        let (for_older, in_files) = (true, BTreeSet::new());
+        Ok(Records { dir: dir.to_owned(), journal, for_older, in_files, log, log_bytes: 0 })
     }
 
     /// Writes `supervisor.json`, by which a restarted agent finds this process.
@@ -68,10 +77,56 @@ impl Records {
     }
 
     /// Records that launches are about to be cloned: all of them, or an error and none.
-    pub(crate) fn write_launches(&mut self, launches: impl IntoIterator<Item = u64>) -> io::Result<()> {
+    pub(crate) fn write_launches(
+        &mut self,
+        launches: impl IntoIterator<Item = u64> + Clone,
+    ) -> io::Result<()> {
         let unix_ms = unix_ms();
         let entry = |launch_id| Entry::Launch(LaunchRecord { launch_id, unix_ms });
-        self.journal.write(launches.into_iter().map(entry))
+        let mut written = match self.for_older {
+            true => self.write_files(launches.clone()),
+            false => Ok(()),
+        };
+        if written.is_ok() {
+            written = self.journal.write(launches.clone().into_iter().map(entry));
+        }
+        if written.is_err() {
+            launches.into_iter().for_each(|launch| self.remove_file(launch));
+        }
+        written
+    }
+
+    /// Says of the `known` launches, and of those to come, that they were begun in a way that an agent understands which
+    /// cannot read the journal. It looks no further than whether a file is there; of the end of one whose supervisor
+    /// dies it will know nothing, but it does not begin it a second time.
+    pub(crate) fn write_for_older(&mut self, known: impl IntoIterator<Item = u64>) -> io::Result<()> {
+        self.for_older = true;
+        self.write_files(known)
+    }
+
+    /// The agent reads the journal: launches to come need no file.
+    pub(crate) fn write_journal_alone(&mut self) {
+        self.for_older = false;
+    }
+
+    fn write_files(&mut self, launches: impl IntoIterator<Item = u64>) -> io::Result<()> {
+        for launch in launches {
+            if !self.in_files.contains(&launch) {
+                File::options().write(true).create(true).truncate(true).open(self.file(launch))?;
+                self.in_files.insert(launch);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_file(&mut self, launch: u64) {
+        if self.in_files.remove(&launch) {
+            let _ = fs::remove_file(self.file(launch));
+        }
+    }
+
+    fn file(&self, launch: u64) -> PathBuf {
+        self.dir.join("launch").join(launch.to_string())
     }
 
     /// Records how a launch ended.
@@ -121,6 +176,7 @@ impl Records {
     /// Removes what is recorded of a launch. If that fails, an agent that finds this supervisor dead finds one launch
     /// more, of which nothing is left.
     pub(crate) fn forget(&mut self, launch_id: u64) -> io::Result<()> {
+        self.remove_file(launch_id);
         self.journal.write([Entry::Forgotten(launch_id)])?;
         self.journal.compact_if_long()
     }

@@ -26,8 +26,8 @@ use crate::pump_protocol::Which;
 use crate::records::Records;
 use crate::users::Users;
 
-/// The protocol version spoken here.
-const PROTOCOL: u32 = 1;
+/// The protocol version spoken here. From 2 on an agent reads the journal.
+const PROTOCOL: u32 = 2;
 /// How many datagrams of one connection are done before anything else has its turn.
 const TURN_DATAGRAMS: usize = 64;
 /// The supervisor of one framework's containers.
@@ -335,6 +335,16 @@ impl Supervisor {
         }
         // What has not come whole will come again.
         self.drop_gathering(None);
+        match hello.protocol {
+            // Before it is answered, and so before it may take a launch for begun.
+            1 => {
+                let known = self.launches.keys().copied().chain(self.uncloned()).collect::<Vec<_>>();
+                if let Err(error) = self.records.write_for_older(known) {
+                    self.records.log(&format!("an older agent will not see every launch: {error}"));
+                }
+            }
+            _ => self.records.write_journal_alone(),
+        }
         let Some(connection) = self.connections.get_mut(&serial) else { return };
         connection.welcomed = true;
         self.current = Some(serial);

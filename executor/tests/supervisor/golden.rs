@@ -115,6 +115,8 @@ fn an_agent_of_the_first_release_is_served() {
     };
     launch(&agent);
     assert!(matches!(heard(&agent), Told::Launched(launched) if launched.launch_id == 1));
+    // It would take one of which there is no file for one that was not begun, were the supervisor to die.
+    assert_eq!(node.in_files(), [1]);
     std::fs::write(node.dir.path().join("sandbox-1/go"), "").expect("written");
     let exited = agent.exited(1);
     assert_eq!((exited.wait_status, exited.logs_complete), (7 << 8, true));
@@ -123,6 +125,7 @@ fn an_agent_of_the_first_release_is_served() {
     say("forget");
     say("list");
     assert_eq!(heard(&agent), told("launches-none"));
+    assert!(node.in_files().is_empty());
 
     // By another id of its own it would be another launch; forgotten, this one is one too.
     std::fs::remove_file(node.dir.path().join("sandbox-1/go")).expect("removed");
@@ -138,4 +141,37 @@ fn an_agent_of_the_first_release_is_served() {
     say("forget");
     agent.closed();
     wait_for("its end", || (!node.alive()).then_some(()));
+}
+
+/// The program on the disk was replaced, or put back, and the agent was not of the same release.
+#[test]
+fn an_agent_that_cannot_read_the_journal_begins_nothing_twice() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    for id in [1, 2] {
+        node.launch(&agent, node.request(id, "exec sleep 600"));
+        agent.launched(id);
+    }
+    assert!(node.in_files().is_empty(), "today's agent needs none");
+    let older = node.connect_silent();
+    older.send(order("hello"), &[]);
+    assert!(matches!(older.recv(), Told::Welcome(Welcome { protocol: 1, .. })));
+    assert_eq!(node.in_files(), [1, 2]);
+    node.launch(&older, node.request(3, "exec sleep 600"));
+    older.launched(3);
+    assert_eq!(node.in_files(), [1, 2, 3]);
+
+    let later = node.connect_silent();
+    later.send(Order::Hello(Hello { protocol: 9 }), &[]);
+    assert!(matches!(later.recv(), Told::Welcome(Welcome { protocol: 2, .. })));
+    node.launch(&later, node.request(4, "exec sleep 600"));
+    later.launched(4);
+    for id in 1..=4 {
+        later.kill(id, 0);
+        later.exited(id);
+        later.send(Order::Forget(Forget { launch_id: id }), &[]);
+        // Those of before are there for as long as their launches.
+        assert_eq!(later.list().len() as u64, 4 - id);
+        assert_eq!(node.in_files(), (id + 1..4).collect::<Vec<_>>());
+    }
 }

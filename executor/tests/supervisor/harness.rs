@@ -57,7 +57,7 @@ impl Node {
 
     pub(crate) fn connect(&self) -> Agent {
         let agent = self.connect_silent();
-        agent.send(Order::Hello(Hello { protocol: 1 }), &[]);
+        agent.send(Order::Hello(Hello { protocol: 2 }), &[]);
         let Told::Welcome(welcome) = agent.recv() else { panic!("no welcome") };
         assert_eq!(
             (welcome.instance.as_str(), welcome.pid, welcome.start_ticks),
@@ -112,6 +112,15 @@ impl Node {
     /// What the supervisor has recorded of its launches.
     pub(crate) fn recorded(&self) -> BTreeMap<u64, Recorded> {
         Journal::read(&fs::read(self.dir.path().join("run/journal")).expect("a journal")).launches
+    }
+
+    /// Of which launches it says so in a way that an agent of the first release understands.
+    pub(crate) fn in_files(&self) -> Vec<u64> {
+        let names = fs::read_dir(self.dir.path().join("run/launch")).expect("a directory").flatten();
+        let number = |entry: fs::DirEntry| entry.file_name().to_str().expect("a number").parse();
+        let mut launches = names.map(|entry| number(entry).expect("a number")).collect::<Vec<_>>();
+        launches.sort_unstable();
+        launches
     }
 
     pub(crate) fn children(&self) -> Vec<i32> {

@@ -175,7 +175,7 @@ fn a_newer_connection_discards_what_is_unread_on_the_older() {
     // The supervisor is held still while both write, so that it finds the newer's Hello and the older's launch
     // at once; whichever it looks at first, after the welcome nothing of the older's is begun.
     signal(node.pid, Signal::SIGSTOP);
-    newer.send(Order::Hello(Hello { protocol: 1 }), &[]);
+    newer.send(Order::Hello(Hello { protocol: 2 }), &[]);
     node.launch(&older, node.request(1, "true"));
     signal(node.pid, Signal::SIGCONT);
     assert!(matches!(newer.recv(), Told::Welcome(_)));

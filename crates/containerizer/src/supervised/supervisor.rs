@@ -19,8 +19,8 @@ use super::silence::Silence;
 use super::start::Starting;
 use crate::InstanceId;
 
-/// The protocol version spoken here.
-const PROTOCOL: u32 = 1;
+/// The protocol version spoken here. From 2 on we read journals.
+const PROTOCOL: u32 = 2;
 /// A lost connection is made anew at once, then after pauses that double up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(10);

@@ -109,7 +109,7 @@ fn a_supervisor_of_the_first_release_is_taken_up_and_retired() {
     let old = Old::new(bench.runtime());
     bench.restart(&[known(901), known(902)]);
     let agent = old.accept();
-    assert!(matches!(agent.hear(), Order::Hello(hello) if hello.protocol == 1));
+    assert!(matches!(agent.hear(), Order::Hello(hello) if hello.protocol == 2));
     let Told::Welcome(mut welcome) = told("welcome") else { panic!("no welcome") };
     welcome.instance = OLD.to_string();
     agent.say(Told::Welcome(welcome));
