@@ -172,7 +172,8 @@ impl Engine {
         let (instance, started) = (launch.instance, launch.told_started);
         match self.dirs.record(instance, id) {
             Record::Ended(told) => self.on_end(instance, told),
-            Record::Begun if started => self.empty(id, Terminal::Lost(Cause::SupervisorLost)),
+            // It has run, whatever became of its record.
+            Record::Begun | Record::None if started => self.empty(id, Terminal::Lost(Cause::SupervisorLost)),
             Record::Begun => self.empty(id, Terminal::Lost(Cause::Interrupted)),
             // The records were removed by someone else.
             Record::None if self.confinement.processes(id) > 0 => {

@@ -189,6 +189,21 @@ fn nothing_is_left_of_a_lost_supervisor() {
     bench.close();
 }
 
+/// As a supervisor would that records in a way that is not known here.
+#[test]
+fn what_was_said_to_have_started_is_not_begun_again_for_want_of_a_record() {
+    for isolation in [Isolation::Linux, Isolation::Process] {
+        let Some(mut bench) = Bench::real(isolation) else { return };
+        let spec = bench.run(&Program::Gate(0));
+        let dir = bench.runtime().join("supervisors").join(spec.instance.to_string());
+        std::fs::remove_file(dir.join("journal")).expect("removed");
+        bench.lose_supervisor(spec.instance);
+        assert_eq!(bench.end(spec.launch).cause, Cause::SupervisorLost);
+        bench.forget(spec.launch);
+        bench.close();
+    }
+}
+
 #[test]
 fn a_supervisor_lost_with_the_agent_is_judged_by_its_records() {
     let Some(mut bench) = bench() else { return };
