@@ -699,6 +699,21 @@ fn a_launch_that_nobody_answers_for_waits_and_is_started_once() {
 }
 
 #[test]
+fn a_new_life_knows_what_has_begun() {
+    let mut story = Story::open();
+    story.launch(1, 100);
+    story.event(started(100));
+    story.launch(2, 101);
+    story.restart();
+    let effects = story.core.take_effects(&mut |_| InstanceId(1));
+    let known = effects.iter().find_map(|effect| match effect {
+        Effect::Recover(known) => Some(known.iter().map(|k| (k.launch.0, k.started)).collect::<Vec<_>>()),
+        _ => None,
+    });
+    assert_eq!(known, Some(vec![(100, true), (101, false)]));
+}
+
+#[test]
 fn a_rewritten_checkpoint_says_the_same() {
     let mut story = Story::open();
     for (seq, launch) in [(1, 100), (2, 101), (3, 102)] {

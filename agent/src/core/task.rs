@@ -226,6 +226,7 @@ impl Task {
             framework: order.framework,
             instance,
             memory_bytes: super::container::memory_limit(order),
+            started: self.updates.has_started(),
             ended: self.phase == Phase::Ended,
         })
     }

@@ -208,6 +208,8 @@ pub struct Known {
     pub instance: InstanceId,
     /// Its memory limit (bytes, 0 for none), to report with an end for want of memory.
     pub memory_bytes: u64,
+    /// Its start is on the caller's record: whatever becomes of its supervisor, it cannot begin any more.
+    pub started: bool,
     /// Its end is on the caller's record: it is not told again, and waits to be forgotten.
     pub ended: bool,
 }

@@ -68,6 +68,8 @@ pub(super) struct Launch {
     pub(super) spec: Option<Box<ContainerSpec>>,
     pub(super) phase: Phase,
     pub(super) told_started: bool,
+    /// The caller has its start on record.
+    pub(super) was_started: bool,
     pub(super) started_unix_ms: u64,
     /// When SIGKILL is due, if it is to end.
     pub(super) kill_at: Option<Instant>,
@@ -94,6 +96,7 @@ impl Launch {
             spec: None,
             phase,
             told_started: false,
+            was_started: false,
             started_unix_ms: 0,
             kill_at: None,
             killed_past_supervisor: false,
@@ -114,7 +117,11 @@ impl Launch {
 
     pub(super) fn of_known(known: &Known) -> Self {
         let phase = if known.ended { Phase::Ended } else { Phase::Asked };
-        Self { memory_bytes: known.memory_bytes, ..Self::new(known.instance, phase) }
+        Self {
+            memory_bytes: known.memory_bytes,
+            was_started: known.started,
+            ..Self::new(known.instance, phase)
+        }
     }
 
     pub(super) fn orphan(instance: InstanceId, phase: Phase) -> Self {

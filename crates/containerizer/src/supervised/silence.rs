@@ -12,9 +12,8 @@ use proffer_wire::supervisor::v1::List;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::dirs::Dirs;
 use super::engine::Engine;
-use super::launch::{Launch, Phase};
+use super::launch::Phase;
 use super::records::Record;
 use super::supervisor::{Out, Stage, Supervisor};
 use crate::{Event, InstanceId};
@@ -119,10 +118,7 @@ impl Engine {
     /// A supervisor has not answered for as long as it may, and lives.
     fn go_on_without(&mut self, instance: InstanceId, first: bool) {
         let Some(supervisor) = self.supervisors.get(&instance) else { return };
-        let runs = supervisor
-            .launches
-            .iter()
-            .any(|id| self.launches.get(id).is_some_and(|launch| runs(launch, *id, &self.dirs)));
+        let runs = supervisor.launches.iter().any(|id| self.runs(*id));
         if first {
             let launches = supervisor.launches.len();
             tracing::error!(%instance, launches, spared = runs, "a supervisor lives and does not answer");
@@ -160,11 +156,25 @@ impl Engine {
         }
     }
 
+    /// Whether a container runs, or has ended in a way that only its supervisor can tell and that is still asked for.
+    fn runs(&self, id: LaunchId) -> bool {
+        let Some(launch) = self.launches.get(&id) else { return false };
+        match launch.phase {
+            Phase::Running => true,
+            Phase::Asked => {
+                self.dirs.record(launch.instance, id) == Record::Begun
+                    && (launch.kill_at.is_none() || self.confinement.processes(id) > 0)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a launch of which nothing runs could be begun yet, by a supervisor that has not said what it did.
     pub(super) fn may_still_begin(&self, id: LaunchId) -> bool {
         let Some(launch) = self.launches.get(&id) else { return false };
         matches!(launch.phase, Phase::Sent | Phase::Asked)
             && !launch.killed_past_supervisor
+            && !launch.was_started
             && self.supervisors.get(&launch.instance).is_some_and(|supervisor| !supervisor.is_dead())
             && !matches!(self.dirs.record(launch.instance, id), Record::Ended(_))
     }
@@ -174,18 +184,9 @@ impl Engine {
         let Some(launch) = self.launches.get_mut(&id) else { return };
         let times = 1 + u8::from(launch.kill_at.is_some());
         let is_open = matches!(launch.phase, Phase::Sent | Phase::Asked) && !launch.orphan;
-        if is_open && launch.told_unanswered < times {
+        if is_open && !launch.was_started && launch.told_unanswered < times {
             launch.told_unanswered = times;
             self.emit(Event::Unanswered { launch: id });
         }
-    }
-}
-
-/// Whether a container runs, or has ended in a way that only its supervisor can tell.
-fn runs(launch: &Launch, id: LaunchId, dirs: &Dirs) -> bool {
-    match launch.phase {
-        Phase::Running => true,
-        Phase::Asked => dirs.record(launch.instance, id) == Record::Begun,
-        _ => false,
     }
 }

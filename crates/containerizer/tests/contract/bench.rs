@@ -265,7 +265,7 @@ impl Bench {
     /// How the caller's record of a launch reads.
     pub(crate) fn known(spec: &ContainerSpec, ended: bool) -> Known {
         let ContainerSpec { launch, framework, instance, memory_bytes, .. } = *spec;
-        Known { launch, framework, instance, memory_bytes, ended }
+        Known { launch, framework, instance, memory_bytes, started: ended, ended }
     }
 
     /// The next event.

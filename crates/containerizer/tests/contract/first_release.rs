@@ -99,7 +99,14 @@ fn wait<T>(mut is: impl FnMut() -> Option<T>) -> T {
 }
 
 fn known(launch: u64) -> Known {
-    Known { launch: LaunchId(launch), framework: FRAMEWORK, instance: OLD, memory_bytes: 0, ended: false }
+    Known {
+        launch: LaunchId(launch),
+        framework: FRAMEWORK,
+        instance: OLD,
+        memory_bytes: 0,
+        started: false,
+        ended: false,
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proffer_containerizer::{ContainerSpec, Event, Isolation, KillSent};
-use proffer_types::Reason;
+use proffer_containerizer::{Cause, ContainerSpec, Event, Isolation, KillSent, Known};
+use proffer_types::{LaunchId, Reason};
 
 use crate::bench::{Bench, Program, until};
 
@@ -106,5 +106,57 @@ fn when_the_last_container_has_ended_it_is_no_longer_spared() {
     let sent = again(&mut bench, &sent);
     bench.forget(runs.launch);
     ends(&mut bench, &sent);
+    bench.close();
+}
+
+/// The next event of a launch that says more than that nobody knows.
+fn answer(bench: &mut Bench, launch: LaunchId) -> Event {
+    loop {
+        match bench.of(launch) {
+            Event::Unanswered { .. } => {}
+            other => return other,
+        }
+    }
+}
+
+#[test]
+fn what_ended_unseen_by_a_new_life_is_ended_when_that_is_asked_for() {
+    let Some(mut bench) = bench() else { return };
+    let gone = bench.run(&Program::Gate(0));
+    let hung = supervisor(&bench, &gone);
+    kill(hung, Signal::SIGSTOP).expect("stopped");
+    // That it ran is not on the caller's record.
+    bench.restart(&[Bench::known(&gone, false)]);
+    bench.expect("recovery", |event| *event == Event::Recovered);
+    bench.let_go(gone.launch);
+    until("only its supervisor has not seen its end", || bench.processes(gone.launch).is_empty());
+    bench.agent().forget(gone.launch);
+    match answer(&mut bench, gone.launch) {
+        Event::Ended { end, .. } => assert_eq!(end.cause, Cause::Interrupted),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bench.of(gone.launch), Event::Gone { launch: gone.launch });
+    until("nothing spares its supervisor", || kill(hung, None).is_err());
+    bench.close();
+}
+
+#[test]
+fn what_is_known_to_have_begun_ends_beside_what_runs() {
+    let Some(mut bench) = bench() else { return };
+    let [gone, runs] = [(); 2].map(|()| bench.run(&Program::Gate(0)));
+    let hung = supervisor(&bench, &runs);
+    kill(hung, Signal::SIGSTOP).expect("stopped");
+    let known = [&gone, &runs].map(|spec| Known { started: true, ..Bench::known(spec, false) });
+    bench.restart(&known);
+    bench.expect("recovery", |event| *event == Event::Recovered);
+    bench.let_go(gone.launch);
+    until("only its supervisor has not seen its end", || bench.processes(gone.launch).is_empty());
+    bench.agent().kill(gone.launch, 0);
+    bench.end(gone.launch);
+    assert!(!bench.processes(runs.launch).is_empty());
+    kill(hung, Signal::SIGCONT).expect("continued");
+    assert!(matches!(bench.of(runs.launch), Event::Started { .. }));
+    bench.forget(gone.launch);
+    ends(&mut bench, &runs);
     bench.close();
 }
