@@ -165,6 +165,10 @@ impl Engine {
                 self.dirs.record(launch.instance, id) == Record::Begun
                     && (launch.kill_at.is_none() || self.confinement.processes(id) > 0)
             }
+            // It may hang between a start and what it has to say of that.
+            Phase::Sent => {
+                self.dirs.record(launch.instance, id) == Record::Begun && self.confinement.processes(id) > 0
+            }
             _ => false,
         }
     }

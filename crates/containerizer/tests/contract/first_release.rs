@@ -6,13 +6,15 @@ use std::process::{Child, Command};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use proffer_containerizer::{Event, ExecEvent, ExecSpec, InstanceId, Isolation, KillCause, KillSent, Known};
+use proffer_containerizer::{
+    ContainerSpec, Event, ExecEvent, ExecSpec, InstanceId, Isolation, KillCause, KillSent, Known,
+};
 use proffer_launcher::{proc, seqpacket};
 use proffer_types::LaunchId;
 use proffer_wire::supervisor::v1::launch_info::End;
 use proffer_wire::supervisor::v1::to_agent::Message as Told;
 use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
-use proffer_wire::supervisor::v1::{LaunchInfo, LaunchState, Launches, ToAgent, ToSupervisor};
+use proffer_wire::supervisor::v1::{LaunchInfo, LaunchState, Launched, Launches, ToAgent, ToSupervisor};
 use prost::Message as _;
 
 use crate::bench::{Bench, FRAMEWORK, PATIENCE, Program};
@@ -194,5 +196,49 @@ fn one_that_is_gone_is_judged_by_its_files() {
     bench.forget(LaunchId(1));
     bench.forget(LaunchId(2));
     assert!(!dir.exists());
+    bench.close();
+}
+
+/// One of today that hangs where only a program played can be made to.
+#[test]
+fn one_that_hangs_before_it_says_what_it_began_is_spared() {
+    let Some(mut bench) = Bench::real(Isolation::Process) else { return };
+    bench.options().supervisor_answers = Duration::from_secs(2);
+    bench.stop();
+    let mut old = Old::new(bench.runtime());
+    bench.restart(&[]);
+    let agent = old.accept();
+    assert!(matches!(agent.hear(), Order::Hello(_)));
+    let Told::Welcome(mut welcome) = told("welcome") else { panic!("no welcome") };
+    welcome.instance = OLD.to_string();
+    // Launches are sent to this program only.
+    welcome.build = proffer_launcher::build_id(&bench.options().executor).expect("readable");
+    agent.say(Told::Welcome(welcome));
+    assert!(matches!(agent.hear(), Order::List(_)));
+    agent.say(Told::Launches(Launches { launches: Vec::new(), more: false }));
+    bench.expect("recovery ends", |event| *event == Event::Recovered);
+
+    let spec = ContainerSpec { instance: OLD, ..bench.spec(&Program::Gate(0)) };
+    bench.deliver(&spec);
+    assert!(matches!(agent.hear(), Order::Launch(_)));
+    let records = bench.runtime().join("supervisors").join(OLD.to_string()).join("launch");
+    std::fs::create_dir_all(&records).expect("directory");
+    std::fs::write(records.join(spec.launch.0.to_string()), recorded("file-launch")).expect("written");
+    let sandbox = bench.sandbox(spec.launch);
+    let mut payload =
+        Command::new("sleep").arg("1000").env("PROFFER_SANDBOX", sandbox).spawn().expect("sleep");
+    assert_eq!(bench.of(spec.launch), Event::Unanswered { launch: spec.launch });
+    assert!(old.process.try_wait().expect("waited").is_none(), "it lives");
+
+    let launch_id = spec.launch.0;
+    agent.say(Told::Launched(Launched { launch_id, ..Launched::default() }));
+    assert!(matches!(bench.of(spec.launch), Event::Started { .. }));
+    payload.kill().and_then(|()| payload.wait()).expect("ended");
+    let Told::Exited(mut exited) = told("exited-after-sigkill") else { panic!("no end") };
+    exited.launch_id = launch_id;
+    agent.say(Told::Exited(exited));
+    assert_eq!(bench.end(spec.launch).signal, Some(9));
+    bench.forget(spec.launch);
+    drop(old);
     bench.close();
 }
