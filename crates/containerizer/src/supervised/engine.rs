@@ -348,7 +348,7 @@ impl Engine {
         }
     }
 
-    fn on_readable(&mut self, instance: InstanceId) {
+    pub(super) fn on_readable(&mut self, instance: InstanceId) {
         for _ in 0..TURN_MESSAGES {
             // Looked up each time: a message may change everything.
             let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };

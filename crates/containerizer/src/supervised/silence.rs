@@ -117,6 +117,11 @@ impl Engine {
 
     /// A supervisor has not answered for as long as it may, and lives.
     fn go_on_without(&mut self, instance: InstanceId, first: bool) {
+        // After a pause of this process, what it said meanwhile may not have been read.
+        self.on_readable(instance);
+        if !self.supervisors.get(&instance).is_some_and(|supervisor| supervisor.silence.is_given_up()) {
+            return;
+        }
         let Some(supervisor) = self.supervisors.get(&instance) else { return };
         let runs = supervisor.launches.iter().any(|id| self.runs(*id));
         if first {
