@@ -110,19 +110,24 @@ impl Confinement {
 
     /// How many processes the container has; one, if that cannot be told, for it must not be taken to be empty.
     pub(crate) fn processes(&self, launch: LaunchId) -> usize {
+        self.population(launch).unwrap_or(1)
+    }
+
+    /// How many processes the container has, if that can be told.
+    pub(crate) fn population(&self, launch: LaunchId) -> Option<usize> {
         match self {
             Self::Cgroups(tree) => match tree.group(launch).population() {
-                Ok(population) => population,
+                Ok(population) => Some(population),
                 Err(error) => {
                     tracing::warn!(
                         launch.id = launch.0,
                         error = &error as &dyn std::error::Error,
                         "list a cgroup's processes"
                     );
-                    1
+                    None
                 }
             },
-            Self::Nothing(dirs) => marked(dirs, launch).len(),
+            Self::Nothing(dirs) => Some(marked(dirs, launch).len()),
         }
     }
 

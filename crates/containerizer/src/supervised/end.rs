@@ -41,11 +41,19 @@ impl Engine {
             return;
         }
         let given_up = self.supervisors.get(&launch.instance).is_some_and(|it| it.silence.is_given_up());
-        if self.confinement.processes(id) > 0 {
+        let population = self.confinement.population(id);
+        if population != Some(0) {
             tracing::warn!(launch.id = id.0, "its supervisor did not end a container in time");
-            launch.killed_past_supervisor = true;
+            // Processes that were not seen prove no beginning.
+            launch.killed_past_supervisor |= population.is_some();
             self.confinement.kill(id);
         } else if given_up || now >= kill_at + ESCALATE_AFTER + SILENCE_MAX {
+            let instance = launch.instance;
+            if let Record::Ended(told @ (Told::Exited(_) | Told::LaunchFailed(_))) =
+                self.dirs.record(instance, id)
+            {
+                return self.on_end(instance, told);
+            }
             if !self.may_still_begin(id) {
                 return self.empty(id, Terminal::Killed);
             }
