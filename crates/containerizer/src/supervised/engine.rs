@@ -208,7 +208,6 @@ impl Engine {
         if self.answers_due().is_some_and(|at| at <= now) {
             self.wait_no_longer();
         }
-        self.look_at_the_silent(now);
         while let Some(&(at, id)) = self.timers.first().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, id));
             self.advance(id);
@@ -227,6 +226,8 @@ impl Engine {
                 _ => {}
             }
         }
+        // Last: what was sent just now is to be answered too, and nothing else may wake this thread.
+        self.look_at_the_silent(now);
     }
 
     fn on_wake(&mut self) -> bool {

@@ -61,7 +61,8 @@ impl Supervisor {
         match self.stage {
             Stage::Away { .. } => !self.launches.is_empty(),
             Stage::Greeting { .. } | Stage::Listing { .. } => true,
-            Stage::Up { .. } => self.blocked,
+            // Its end is what it owes when it was sent away.
+            Stage::Up { .. } => self.blocked || (self.draining && self.launches.is_empty()),
             Stage::Starting(_) | Stage::Dead => false,
         }
     }
