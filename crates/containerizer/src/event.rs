@@ -68,7 +68,7 @@ pub enum Event {
         /// How many processes.
         processes: usize,
     },
-    /// The launch was delivered to an instance that lives and has answered nothing for a while, and that is spared
+    /// The launch, or another of its group, was delivered to an instance that lives and has answered nothing for a while, and that is spared
     /// because other containers run under it. Whether it was begun is told when the instance answers or dies. Told once,
     /// and once more if its end is asked for meanwhile.
     Unanswered {

@@ -5,6 +5,7 @@
 //! and what comes next, goes to another supervisor. One under which no container runs is of no use to anybody and is
 //! killed, by which all its launches have an outcome. One under which containers run is spared, for they run on.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use proffer_types::LaunchId;
@@ -13,7 +14,7 @@ use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::engine::Engine;
-use super::launch::Phase;
+use super::launch::{Group, Launch, Phase};
 use super::records::Record;
 use super::supervisor::{Out, Stage, Supervisor};
 use crate::{Event, InstanceId};
@@ -145,12 +146,18 @@ impl Engine {
         }
     }
 
-    /// What was never sent to a supervisor is not begun by it. A group, of which some may have been, stays.
+    /// What was never sent to a supervisor is not begun by it. A group of which some was sent stays.
     fn take_back_unsent(&mut self, instance: InstanceId) {
+        let is_queued = |launch: &&Launch| matches!(launch.phase, Phase::Queued);
+        let mut queued = BTreeMap::<LaunchId, u32>::new();
+        for group in self.launches.values().filter(is_queued).filter_map(|launch| launch.group) {
+            *queued.entry(group.first).or_default() += 1;
+        }
         let Some(supervisor) = self.supervisors.get_mut(&instance) else { return };
+        let is_whole = |group: Group| queued.get(&group.first) == Some(&group.size);
         let unsent = |id: &LaunchId| {
-            let launch = self.launches.get(id).filter(|launch| launch.group.is_none());
-            launch.is_some_and(|launch| matches!(launch.phase, Phase::Queued))
+            let launch = self.launches.get(id).filter(is_queued);
+            launch.is_some_and(|launch| launch.group.is_none_or(is_whole))
         };
         let unsent: Vec<LaunchId> = supervisor.launches.iter().copied().filter(unsent).collect();
         supervisor.out.retain(|out| match out {
@@ -158,7 +165,10 @@ impl Engine {
             Out::Ready { launch: None, .. } => true,
         });
         for id in unsent {
-            self.not_started(id);
+            // One that is to end ends its group.
+            if self.launches.get(&id).is_some_and(|launch| matches!(launch.phase, Phase::Queued)) {
+                self.not_started(id);
+            }
         }
     }
 
@@ -193,8 +203,13 @@ impl Engine {
     pub(super) fn tell_unanswered(&mut self, id: LaunchId) {
         let Some(launch) = self.launches.get_mut(&id) else { return };
         let times = 1 + u8::from(launch.kill_at.is_some());
-        let is_open = matches!(launch.phase, Phase::Sent | Phase::Asked) && !launch.orphan;
-        if is_open && !launch.was_started && launch.told_unanswered < times {
+        let is_open = match launch.phase {
+            Phase::Sent | Phase::Asked => !launch.orphan && !launch.was_started,
+            // Others of its group were sent.
+            Phase::Queued => launch.group.is_some(),
+            _ => false,
+        };
+        if is_open && launch.told_unanswered < times {
             launch.told_unanswered = times;
             self.emit(Event::Unanswered { launch: id });
         }

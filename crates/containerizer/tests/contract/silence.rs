@@ -160,3 +160,47 @@ fn what_is_known_to_have_begun_ends_beside_what_runs() {
     ends(&mut bench, &runs);
     bench.close();
 }
+
+#[test]
+fn one_that_does_not_go_when_it_is_sent_away_is_ended() {
+    let Some(mut bench) = bench() else { return };
+    bench.options().supervisor_idle = Duration::from_secs(3);
+    bench.restart(&[]);
+    bench.expect("recovery", |event| *event == Event::Recovered);
+    let spec = bench.run(&Program::Gate(0));
+    let hung = supervisor(&bench, &spec);
+    ends(&mut bench, &spec);
+    kill(hung, Signal::SIGSTOP).expect("stopped");
+    until("it is ended", || kill(hung, None).is_err());
+    bench.close();
+}
+
+#[test]
+fn a_group_of_which_nothing_was_sent_goes_to_another_whole() {
+    let Some(mut bench) = bench() else { return };
+    let runs = bench.run(&Program::Gate(0));
+    let hung = supervisor(&bench, &runs);
+    kill(hung, Signal::SIGSTOP).expect("stopped");
+    bench.restart(&[Known { started: true, ..Bench::known(&runs, false) }]);
+    let spec = |bench: &mut Bench| bench.spec(&Program::Gate(0));
+    let mut members =
+        [(); 2].map(|()| ContainerSpec { instance: runs.instance, ..spec(&mut bench) }).to_vec();
+    bench.agent().launch_group(members.clone());
+    for member in &mut members {
+        assert_eq!(bench.of(member.launch), Event::NotStarted { launch: member.launch });
+        member.instance = bench.agent().assign(member.framework);
+        assert_ne!(member.instance, runs.instance);
+    }
+    bench.expect("recovery", |event| *event == Event::Recovered);
+    bench.agent().launch_group(members.clone());
+    for member in &members {
+        assert!(matches!(bench.of(member.launch), Event::Started { .. }));
+    }
+    for member in &members {
+        ends(&mut bench, member);
+    }
+    kill(hung, Signal::SIGCONT).expect("continued");
+    assert!(matches!(bench.of(runs.launch), Event::Started { .. }));
+    ends(&mut bench, &runs);
+    bench.close();
+}
