@@ -177,7 +177,7 @@ impl Engine {
     /// Decides by what a dead instance, or one that does not know the launch, left of it.
     pub(super) fn judge(&mut self, id: LaunchId) {
         let Some(launch) = self.launches.get(&id) else { return };
-        let (instance, started) = (launch.instance, launch.told_started);
+        let (instance, started) = (launch.instance, launch.told_started || launch.was_started);
         match self.dirs.record(instance, id) {
             Record::Ended(told) => self.on_end(instance, told),
             // It has run, whatever became of its record.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use proffer_containerizer::{Cause, ContainerSpec, Event, Isolation, KillSent};
+use proffer_containerizer::{Cause, ContainerSpec, Event, Isolation, KillSent, Known};
 use proffer_types::Reason;
 use proffer_types::container::UserNamespace;
 
@@ -207,20 +207,24 @@ fn what_was_said_to_have_started_is_not_begun_again_for_want_of_a_record() {
 #[test]
 fn a_supervisor_lost_with_the_agent_is_judged_by_its_records() {
     let Some(mut bench) = bench() else { return };
-    let [exits, runs] = [Program::Gate(7), Program::Gate(0)].map(|program| bench.run(&program));
+    let programs = [Program::Gate(7), Program::Gate(0), Program::Gate(0)];
+    let [exits, runs, told] = programs.map(|program| bench.run(&program));
     let orphan = bench.run(&Program::Gate(0));
     bench.stop();
     bench.let_go(exits.launch);
     let has_ended = |bench: &Bench| bench.recorded(exits.instance)[&exits.launch.0].end.is_some();
     until("the exit is recorded", || has_ended(&bench));
     bench.lose_supervisor(exits.instance);
-    bench.restart(&[Bench::known(&exits, false), Bench::known(&runs, false)]);
+    let started = Known { started: true, ..Bench::known(&told, false) };
+    bench.restart(&[Bench::known(&exits, false), Bench::known(&runs, false), started]);
     assert_eq!(bench.end(exits.launch).exit_code, Some(7), "an exit record wins");
     assert_eq!(bench.end(runs.launch).cause, Cause::Interrupted);
+    assert_eq!(bench.end(told.launch).cause, Cause::SupervisorLost, "it was known to run");
     assert_eq!(bench.of(orphan.launch), Event::OrphanRemoved { launch: orphan.launch });
     bench.expect("recovery ends", |event| *event == Event::Recovered);
     bench.forget(exits.launch);
     bench.forget(runs.launch);
+    bench.forget(told.launch);
     assert_eq!(bench.groups(), ["", "supervisors"]);
     bench.close();
 }
