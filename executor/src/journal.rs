@@ -57,13 +57,29 @@ impl Journal {
         }
         // If it fails, and if little was forgotten, it is not tried again soon.
         self.compact_at = self.length * 2;
-        let bytes = Read::read(&fs::read(&self.path)?).compact();
+        let mut bytes = fs::read(&self.path)?;
+        // What follows was not written whole.
+        bytes.truncate(self.length as usize);
+        let read = Read::read(&bytes);
+        if read.length as u64 != self.length {
+            // A later program may read it; what is left out here nobody can.
+            let text = format!("the journal is not readable after {} of {} bytes", read.length, self.length);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        let bytes = read.compact();
         let new = self.path.with_extension("new");
-        let mut file = File::options().append(true).create(true).open(&new)?;
-        file.set_len(0)?;
-        file.write_all(&bytes)?;
-        fs::rename(&new, &self.path)?;
-        (self.file, self.length) = (file, bytes.len() as u64);
+        let replaced: io::Result<File> = (|| {
+            let mut file = File::options().append(true).create(true).open(&new)?;
+            file.set_len(0)?;
+            file.write_all(&bytes)?;
+            fs::rename(&new, &self.path)?;
+            Ok(file)
+        })();
+        if replaced.is_err() {
+            // A part of it would take the room that was wanting.
+            let _ = fs::remove_file(&new);
+        }
+        (self.file, self.length, self.torn) = (replaced?, bytes.len() as u64, false);
         self.compact_at = COMPACT_MIN.max(self.length * 2);
         Ok(())
     }
@@ -124,6 +140,22 @@ mod tests {
         }
         assert!(files.len() < 8, "{files:?}");
         assert_eq!(read(&path).launches.len(), 10_002);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_left_out() {
+        let dir = tempfile::Builder::new().prefix("proffer-journal").tempdir().expect("temp dir");
+        let path = dir.path().join("journal");
+        let mut journal = Journal::create(&path).expect("new");
+        journal.write([begun(1)]).expect("room");
+        // An entry of one byte, which is the beginning of a field.
+        File::options().append(true).open(&path).and_then(|mut file| file.write_all(&[1, 8])).expect("room");
+        journal.length += 2;
+        journal.write([begun(2)]).expect("room");
+        journal.compact_at = 0;
+        let before = fs::read(&path).expect("there");
+        assert!(journal.compact_if_long().is_err());
+        assert_eq!(fs::read(&path).expect("there"), before);
     }
 
     #[test]
