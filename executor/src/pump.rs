@@ -69,19 +69,7 @@ struct Pump {
 fn run(control: OwnedFd) -> io::Result<()> {
     let mut pump = Pump::new(control)?;
     while pump.control.is_some() || !pump.streams.is_empty() {
-        let mut events = [EpollEvent::empty(); 64];
-        let count = match pump.epoll.wait(&mut events, pump.timeout()) {
-            Err(Errno::EINTR) => 0,
-            other => other?,
-        };
-        for event in &events[..count] {
-            match event.data() {
-                CONTROL_TOKEN => pump.on_control()?,
-                stream => pump.on_stream(stream, Some(Ready::of_event(event.events())))?,
-            }
-        }
-        pump.wake()?;
-        pump.tell()?;
+        pump.round()?;
     }
     Ok(())
 }
@@ -106,6 +94,23 @@ impl Pump {
             untold: VecDeque::new(),
             waste: Waste::new(Instant::now()),
         })
+    }
+
+    /// Waits until there is something to do, and does it.
+    fn round(&mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); 64];
+        let count = match self.epoll.wait(&mut events, self.timeout()) {
+            Err(Errno::EINTR) => 0,
+            other => other?,
+        };
+        for event in &events[..count] {
+            match event.data() {
+                CONTROL_TOKEN => self.on_control()?,
+                stream => self.on_stream(stream, Some(Ready::of_event(event.events())))?,
+            }
+        }
+        self.wake()?;
+        self.tell()
     }
 
     fn on_control(&mut self) -> io::Result<()> {
@@ -160,12 +165,19 @@ impl Pump {
     fn on_stream(&mut self, token: u64, ready: Option<Ready>) -> io::Result<()> {
         let Some(stream) = self.streams.get_mut(&token) else { return Ok(()) };
         let now = Instant::now();
+        // Kept or not, what it has takes a turn; what would only be thrown away waits for its time. Its end does not.
+        let throws = stream.budget.left(now) == 0;
+        if throws && !stream.closing && ready != Some(Ready::End) && self.waste.rests(token) {
+            return self.watch(token, false);
+        }
         let before = stream.dropped;
         let ended = stream.turn(ready, &self.null, now) == Progress::Ended;
         if ended || stream.loss_is_due(now) {
             self.untold.push_back(stream.told(ended, now));
         }
-        let rests = !ended && self.waste.threw(token, stream.dropped - before, now);
+        // What was written as well may have waited for a disk.
+        let took = if throws { now.elapsed() } else { Duration::ZERO };
+        let rests = !ended && self.waste.threw(token, stream.dropped - before, took, now);
         // Closing would not do: the supervisor has the pipe too. And watched for nothing, one that rests would still wake
         // us for its end, again and again.
         self.watch(token, !ended && !rests)?;
@@ -377,7 +389,7 @@ impl Stream {
 }
 
 /// What a pipe has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ready {
     Data,
     Nothing,
@@ -728,5 +740,36 @@ mod tests {
         pump.join().expect("no panic").expect("no error");
         assert_eq!(std::fs::read(dir.path().join("stderr.0")).expect("text"), b"hello");
         assert!(std::fs::exists(dir.path().join("stdout.65000000")).expect("a directory"));
+    }
+    #[test]
+    fn many_streams_together_are_thrown_away_at_a_bounded_speed() {
+        let dir = tempfile::Builder::new().prefix("proffer-pump").tempdir().expect("temp dir");
+        let (_supervisor, control) = seqpacket::pair().expect("sockets");
+        let mut pump = Pump::new(control).expect("a pump");
+        let rotation = Rotation { file_bytes: 1 << 20, files: 2, bytes_per_second: 0 };
+        let full = (0..60).map(|_| {
+            let (pipe, write) = nix::unistd::pipe().expect("pipe");
+            let size = nix::fcntl::FcntlArg::F_SETPIPE_SZ(TURN_BYTES as i32);
+            nix::fcntl::fcntl(&write, size).expect("a larger pipe");
+            File::from(write).write_all(&[b'x'; TURN_BYTES as usize]).expect("room in the pipe");
+            pipe
+        });
+        let full = full.collect::<Vec<_>>();
+        let begun = Instant::now();
+        for (logs, pipe) in (1..).zip(full) {
+            let streams = [Some(Position::default()), None];
+            let add = Add { logs, rotation, closing: false, new: true, streams };
+            let at = File::open(dir.path()).expect("directory");
+            pump.on_add(add, vec![at.into(), pipe]).expect("added");
+        }
+        let thrown: u64 = pump.streams.values().map(|stream| stream.dropped).sum();
+        let most = Waste::most_in(begun.elapsed()) + TURN_BYTES;
+        assert!(thrown <= most, "{thrown} bytes, at most {most}");
+        // Those that rested are read to their ends.
+        while !pump.streams.is_empty() {
+            pump.round().expect("a round");
+        }
+        let most = Waste::most_in(begun.elapsed()) + TURN_BYTES;
+        assert!(60 * TURN_BYTES <= most, "at most {most}");
     }
 }
