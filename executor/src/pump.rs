@@ -63,6 +63,8 @@ struct Pump {
     streams: BTreeMap<u64, Stream>,
     /// What the supervisor has not been told yet.
     untold: VecDeque<Told>,
+    /// When the streams are to be asked for losses, at the earliest.
+    losses_due: Option<Instant>,
     waste: Waste,
 }
 
@@ -92,6 +94,7 @@ impl Pump {
             null,
             streams: BTreeMap::new(),
             untold: VecDeque::new(),
+            losses_due: None,
             waste: Waste::new(Instant::now()),
         })
     }
@@ -110,6 +113,7 @@ impl Pump {
             }
         }
         self.wake()?;
+        self.find_losses(Instant::now());
         self.tell()
     }
 
@@ -175,6 +179,7 @@ impl Pump {
         if ended || stream.loss_is_due(now) {
             self.untold.push_back(stream.told(ended, now));
         }
+        self.losses_due = earlier(self.losses_due, stream.loss_due());
         // What was written as well may have waited for a disk.
         let took = if throws { now.elapsed() } else { Duration::ZERO };
         let rests = !ended && self.waste.threw(token, stream.dropped - before, took, now);
@@ -199,12 +204,26 @@ impl Pump {
         Ok(())
     }
 
-    /// Until streams that rest are to be read again, rounded up.
+    /// Until streams that rest are to be read again or losses to be told, rounded up.
     fn timeout(&self) -> EpollTimeout {
-        self.waste.until().map_or(EpollTimeout::NONE, |until| {
+        earlier(self.waste.until(), self.losses_due).map_or(EpollTimeout::NONE, |until| {
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
             EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
         })
+    }
+
+    /// Takes up the losses whose time has come: their streams may be silent from now on.
+    fn find_losses(&mut self, now: Instant) {
+        if self.losses_due.is_none_or(|due| now < due) {
+            return;
+        }
+        self.losses_due = None;
+        for stream in self.streams.values_mut() {
+            if stream.loss_is_due(now) {
+                self.untold.push_back(stream.told(false, now));
+            }
+            self.losses_due = earlier(self.losses_due, stream.loss_due());
+        }
     }
 
     /// Reads those again that have rested.
@@ -249,6 +268,11 @@ impl Pump {
         }
         Ok(())
     }
+}
+
+/// The earlier of two times that may never come.
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -378,6 +402,11 @@ impl Stream {
     fn loss_is_due(&self, now: Instant) -> bool {
         let late = self.told_at.is_none_or(|at| now.saturating_duration_since(at) >= WINDOW);
         self.dropped > self.dropped_told && late
+    }
+
+    /// When a loss is to be told that came too early after the last one to be told at once.
+    fn loss_due(&self) -> Option<Instant> {
+        self.told_at.filter(|_| self.dropped > self.dropped_told).map(|at| at + WINDOW)
     }
 
     fn told(&mut self, ended: bool, now: Instant) -> Told {
@@ -771,5 +800,32 @@ mod tests {
         }
         let most = Waste::most_in(begun.elapsed()) + TURN_BYTES;
         assert!(60 * TURN_BYTES <= most, "at most {most}");
+    }
+    #[test]
+    fn a_loss_is_told_although_nothing_more_comes() {
+        let mut fixture = fixture(100, true);
+        let (supervisor, control) = seqpacket::pair().expect("sockets");
+        let mut pump = Pump::new(control).expect("a pump");
+        let token = token(fixture.stream.logs, Which::Stdout);
+        fixture.stream.budget.per_second = 0;
+        pump.streams.insert(token, fixture.stream);
+        let write = fixture.write.as_mut().expect("open");
+        // The second is lost too early to be told at once, and then the pipe is held open in silence.
+        for word in [b"one", b"two"] {
+            write.write_all(word).expect("room in the pipe");
+            pump.on_stream(token, None).expect("a turn");
+        }
+        let mut dropped = 0;
+        let deadline = Instant::now() + 5 * WINDOW;
+        while dropped < 6 {
+            assert!(Instant::now() < deadline, "{dropped} bytes were told");
+            // Its socket wakes it, if nothing else does.
+            assert_ne!(pump.timeout(), EpollTimeout::NONE, "{dropped} bytes were told");
+            pump.round().expect("a round");
+            while let Ok(Some(datagram)) = seqpacket::recv(supervisor.as_fd()) {
+                dropped = Told::decode(&datagram.body).last().expect("told").position.dropped;
+            }
+        }
+        assert_eq!(pump.timeout(), EpollTimeout::NONE, "there is nothing more to tell");
     }
 }
