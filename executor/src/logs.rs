@@ -180,9 +180,10 @@ impl Logs {
                     }
                 }
                 Err(seqpacket::Error::WouldBlock) => break,
-                // Its exit is told by its pidfd.
+                // One that cannot be spoken with writes nothing that is new; the next one is told of all.
                 Ok(None) | Err(_) => {
                     poller.remove(&pump.control);
+                    pump.kill();
                     break;
                 }
             }
@@ -232,8 +233,12 @@ impl Logs {
                 match sent {
                     Ok(()) => streams.pump = pump.number,
                     Err(seqpacket::Error::WouldBlock) => break,
-                    // It is dying; the next one is told of all.
-                    Err(_) => return,
+                    // It is dying, or has to: on a quiet node nothing would have this tried again, and the next one is
+                    // told of all.
+                    Err(_) => {
+                        pump.kill();
+                        return;
+                    }
                 }
             }
             pump.untold.pop_front();
@@ -243,6 +248,15 @@ impl Logs {
             let _ = poller.watch(&pump.control, Token::PumpControl, true, waits);
             pump.waits_for_room = waits;
         }
+    }
+}
+
+impl Pump {
+    /// Its exit is told by its pidfd.
+    fn kill(&self) {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: no pointer is read; one that has ended hears nothing.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, none, 0) };
     }
 }
 
@@ -321,7 +335,11 @@ mod tests {
 
     /// Has a program that never reads what it is told be the pump.
     fn pump(logs: &mut Logs, poller: &Poller, control: OwnedFd) {
-        let child = std::process::Command::new("sleep").arg("600").spawn().expect("sleep");
+        // It reads from this process, and so ends with it.
+        let mut command = std::process::Command::new("cat");
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        let mut child = command.spawn().expect("cat");
+        std::mem::forget(child.stdin.take());
         let pid = child.id() as i32;
         // SAFETY: our child, not yet reaped; what is opened is owned by nobody else.
         let pidfd = unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid, 0) as RawFd) };
@@ -361,6 +379,30 @@ mod tests {
         pump(&mut logs, &poller, seqpacket::pair().expect("pair").0);
         assert!(logs.on_exit(&poller).is_none() && logs.pump.is_some());
         kill(&logs);
+        assert_eq!(ready(&poller), [Token::PumpExit]);
+        assert!(logs.on_exit(&poller).is_some());
+    }
+
+    #[test]
+    fn a_pump_that_cannot_be_spoken_with_is_ended() {
+        let _alone = ALONE.lock();
+        let (mut logs, poller) = (Logs::new(), Poller::new().expect("epoll"));
+        // Nothing can be sent to it, and not for want of room.
+        let not_a_socket = std::fs::File::open("/dev/null").expect("null").into();
+        pump(&mut logs, &poller, not_a_socket);
+        let _ends = streams(&mut logs, 1);
+        logs.hand_over(1, &poller);
+        assert_eq!(ready(&poller), [Token::PumpExit]);
+        assert!(logs.on_exit(&poller).is_some() && logs.restart_at().is_some());
+        assert!(logs.pending(1), "it is the next one's");
+
+        let (control, other) = seqpacket::pair().expect("pair");
+        poller.add(&control, Token::PumpControl).expect("epoll");
+        pump(&mut logs, &poller, control);
+        logs.tell_of(1, &poller);
+        drop(other);
+        assert_eq!(ready(&poller), [Token::PumpControl]);
+        logs.on_control(&mut Receiver::default(), &poller);
         assert_eq!(ready(&poller), [Token::PumpExit]);
         assert!(logs.on_exit(&poller).is_some());
     }
