@@ -161,6 +161,15 @@ impl Logs {
         self.streams.contains_key(&serial)
     }
 
+    /// Whether something was handed over of which no pump that lives was told: what is in a pipe would be lost with the
+    /// supervisor.
+    pub(crate) fn owes(&self) -> bool {
+        match &self.pump {
+            Some(pump) => pump.untold.iter().any(|serial| self.streams.contains_key(serial)),
+            None => self.streams.values().any(|streams| streams.handed_over),
+        }
+    }
+
     /// Whether every stream of a launch that is not at its end has lost its last writer: what is missing of it is in
     /// the pipe, and will be written.
     pub(crate) fn only_the_pump_is_late(&self, serial: u64) -> bool {
@@ -391,15 +400,18 @@ mod tests {
         let not_a_socket = std::fs::File::open("/dev/null").expect("null").into();
         pump(&mut logs, &poller, not_a_socket);
         let _ends = streams(&mut logs, 1);
+        assert!(!logs.owes());
         logs.hand_over(1, &poller);
+        assert!(logs.owes());
         assert_eq!(ready(&poller), [Token::PumpExit]);
         assert!(logs.on_exit(&poller).is_some() && logs.restart_at().is_some());
-        assert!(logs.pending(1), "it is the next one's");
+        assert!(logs.pending(1) && logs.owes(), "it is the next one's");
 
         let (control, other) = seqpacket::pair().expect("pair");
         poller.add(&control, Token::PumpControl).expect("epoll");
         pump(&mut logs, &poller, control);
         logs.tell_of(1, &poller);
+        assert!(!logs.owes());
         drop(other);
         assert_eq!(ready(&poller), [Token::PumpControl]);
         logs.on_control(&mut Receiver::default(), &poller);

@@ -127,9 +127,9 @@ impl Supervisor {
         })
     }
 
-    /// Supervises until told to shut down and without launches.
+    /// Supervises until told to shut down and without launches, and until a pump was told of all that they wrote.
     pub fn run(&mut self) {
-        while !(self.draining && self.launches.is_empty()) {
+        while !(self.draining && self.launches.is_empty() && !self.logs.owes()) {
             let tokens = match self.poller.wait(self.next_deadline()) {
                 Ok(tokens) => tokens,
                 Err(error) => {

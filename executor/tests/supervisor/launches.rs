@@ -359,6 +359,39 @@ fn a_stream_that_someone_else_holds_ends_with_its_launch() {
 }
 
 #[test]
+fn what_no_pump_was_told_of_is_not_left_behind() {
+    let node = Node::start(Isolation::Process);
+    let agent = node.connect();
+    node.launch(&agent, node.request(1, "echo early; while ! [ -e go ]; do sleep 0.01; done"));
+    agent.launched(1);
+    wait_for("its output", || (node.log(1, "stdout.0") == "early\n").then_some(()));
+    // As one has to whom it gave its output.
+    let shell = wait_for("its shell", || {
+        let all = fs::read_dir("/proc").expect("proc").flatten();
+        let go = |entry: &fs::DirEntry| {
+            fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.starts_with(b"sh\0-c\0echo early;"))
+                && fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(node.dir.path()))
+        };
+        all.into_iter().find(go).map(|entry| entry.path())
+    });
+    let mut output = File::options().write(true).open(shell.join("fd/1")).expect("its pipe");
+    fs::write(node.dir.path().join("sandbox-1/go"), "").expect("written");
+    assert!(!agent.exited(1).logs_complete);
+    // All of it at once: it is told to end when no pump lives.
+    signal(node.pid, Signal::SIGSTOP);
+    output.write_all(b"late\n").expect("room");
+    signal(node.pump(), Signal::SIGSTOP);
+    output.write_all(b"last\n").expect("room");
+    kill(node.pump());
+    agent.send(Order::Shutdown(Shutdown {}), &[]);
+    agent.send(Order::Forget(Forget { launch_id: 1 }), &[]);
+    signal(node.pid, Signal::SIGCONT);
+    wait_for("the end of the supervisor", || (!node.alive()).then_some(()));
+    wait_for("all of its output", || node.log(1, "stdout.0").ends_with("last\n").then_some(()));
+    drop(output);
+}
+
+#[test]
 fn a_slow_pump_is_waited_for() {
     let node = Node::start(Isolation::Process);
     let agent = node.connect();
