@@ -343,6 +343,7 @@ mod tests {
     static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
     /// Has a program that never reads what it is told be the pump.
+    #[expect(clippy::zombie_processes, reason = "it is reaped as a pump is")]
     fn pump(logs: &mut Logs, poller: &Poller, control: OwnedFd) {
         // It reads from this process, and so ends with it.
         let mut command = std::process::Command::new("cat");

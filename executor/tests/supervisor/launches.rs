@@ -379,10 +379,11 @@ fn what_no_pump_was_told_of_is_not_left_behind() {
     assert!(!agent.exited(1).logs_complete);
     // All of it at once: it is told to end when no pump lives.
     signal(node.pid, Signal::SIGSTOP);
-    output.write_all(b"late\n").expect("room");
-    signal(node.pump(), Signal::SIGSTOP);
+    let pump = node.pump();
+    kill(pump);
+    // While it is dying it can be told still.
+    wait_for("the end of the pump", || zombie(pump).then_some(()));
     output.write_all(b"last\n").expect("room");
-    kill(node.pump());
     agent.send(Order::Shutdown(Shutdown {}), &[]);
     agent.send(Order::Forget(Forget { launch_id: 1 }), &[]);
     signal(node.pid, Signal::SIGCONT);
