@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use proffer_tests::cluster::{Cluster, Framework, Options, info, is_root, program, shell, spec, until_true};
+use proffer_tests::cluster::{Cluster, Framework, Options, Visible, info, is_root, shell, spec, until_true};
 use proffer_types::container::{Check, HealthCheck, Probe, ProbePort};
 use proffer_types::{Reason, TaskSpec, TaskState};
 use tokio::time::Instant;
@@ -115,7 +115,8 @@ async fn a_check_asks_at_the_port_that_the_task_was_given() {
         return;
     }
     let (cluster, mut framework) = cluster().await;
-    let program = program("proffer-test-program").to_string_lossy().into_owned();
+    let program = Visible::program("proffer-test-program");
+    let program = program.path();
     let script = format!("touch well; exec {program} health $PORT0 $PROFFER_SANDBOX/well");
     let port = ProbePort::Index(0);
     // Whatever answers at that port speaks HTTP/2 only: what asks for HTTP/1.1 is not satisfied.

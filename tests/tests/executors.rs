@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use proffer_client::{Launch, Operation};
 use proffer_tests::cluster::{
-    Cluster, Framework, Options, audit, info, named, program, shell, until, until_true,
+    Cluster, Framework, Options, Visible, audit, info, named, shell, until, until_true,
 };
 use proffer_types::container::ExecutorSpec;
 use proffer_types::{ExecutorId, Reason, Resources, TaskLaunch, TaskSpec, TaskState};
@@ -43,15 +43,13 @@ fn task_of(argv: &[&str], resources: &str, data: &str) -> Arc<TaskSpec> {
 }
 
 /// A script for the SDK's example of an executor.
-fn script(data: &str) -> Arc<TaskSpec> {
-    let program = program("proffer-test-executor").to_string_lossy().into_owned();
-    task_of(&[&program], "cpus:0.01;mem:4MiB", data)
+fn script(executor: &Visible, data: &str) -> Arc<TaskSpec> {
+    task_of(&[executor.path()], "cpus:0.01;mem:4MiB", data)
 }
 
 /// A task of an executor that does not do as it should.
-fn bad(mode: &str) -> Arc<TaskSpec> {
-    let program = program("proffer-test-program").to_string_lossy().into_owned();
-    task_of(&[&program, mode], "cpus:0.01;mem:4MiB", "")
+fn bad(program: &Visible, mode: &str) -> Arc<TaskSpec> {
+    task_of(&[program.path(), mode], "cpus:0.01;mem:4MiB", "")
 }
 
 /// `count` tasks of one spec, in one call.
@@ -92,8 +90,10 @@ fn counted(path: PathBuf) -> BTreeMap<String, u32> {
 #[tokio::test]
 async fn a_hundred_tasks_run_in_one_executor() {
     let _machine = beside_others().await;
+    let executor = Visible::program("proffer-test-executor");
     let (cluster, mut framework) = cluster(Options::default()).await;
-    let runs = script("echo $PROFFER_TASK_ID >> $PROFFER_SANDBOX/ran; exit $((PROFFER_ARRAY_INDEX % 2))");
+    let runs =
+        script(&executor, "echo $PROFFER_TASK_ID >> $PROFFER_SANDBOX/ran; exit $((PROFFER_ARRAY_INDEX % 2))");
     let names = launch_array(&mut framework, "t", &runs, 100).await;
     for (n, name) in names.iter().enumerate() {
         let ended = framework.end_of(LIMIT, name).await;
@@ -113,8 +113,8 @@ async fn a_hundred_tasks_run_in_one_executor() {
     framework.until("the echo", LIMIT, echo).await;
 
     // A task is killed by it, the executor by the master.
-    framework.launch(LIMIT, "long", &script("exec sleep 1000"), None).await;
-    framework.launch(LIMIT, "left", &script("exec sleep 1000"), None).await;
+    framework.launch(LIMIT, "long", &script(&executor, "exec sleep 1000"), None).await;
+    framework.launch(LIMIT, "left", &script(&executor, "exec sleep 1000"), None).await;
     framework.state(LIMIT, "long", TaskState::Running).await;
     framework.state(LIMIT, "left", TaskState::Running).await;
     framework.kill("long").await;
@@ -156,14 +156,14 @@ async fn an_executors_container_is_as_large_as_its_tasks() {
     let _machine = beside_others().await;
     let (cluster, mut framework) = cluster(Options::default()).await;
     // The last 96 MiB of it are held until the end is seen: the executor alone may hold 64.
-    let program = program("proffer-test-executor").to_string_lossy().into_owned();
+    let executor = Visible::program("proffer-test-executor");
     let holds = "[ $(head -c 120000000 /dev/zero | tail -c 100000000 | wc -c) = 100000000 ]";
-    let large = task_of(&[&program], "cpus:0.5;mem:160MiB", holds);
+    let large = task_of(&[executor.path()], "cpus:0.5;mem:160MiB", holds);
     framework.launch(LIMIT, "large", &large, None).await;
     let ended = framework.end_of(LIMIT, "large").await;
     assert_eq!((ended.state, ended.exit_code), (TaskState::Finished, Some(0)), "{ended:?}");
     if best() == "linux" {
-        let small = task_of(&[&program], "cpus:0.5;mem:1MiB", holds);
+        let small = task_of(&[executor.path()], "cpus:0.5;mem:1MiB", holds);
         framework.launch(LIMIT, "small", &small, None).await;
         let ended = framework.end_of(LIMIT, "small").await;
         assert_eq!(ended.state, TaskState::Failed, "{ended:?}");
@@ -179,8 +179,10 @@ async fn an_executors_container_is_as_large_as_its_tasks() {
 #[tokio::test]
 async fn tasks_of_an_executor_survive_agents_and_leaders() {
     let _machine = beside_others().await;
+    let executor = Visible::program("proffer-test-executor");
     let (mut cluster, mut framework) = cluster(Options { masters: 3, ..Options::default() }).await;
     let waits = script(
+        &executor,
         "echo $PROFFER_TASK_ID >> $PROFFER_SANDBOX/began; \
          until [ -e $PROFFER_SANDBOX/go ]; do sleep 0.1; done; echo $PROFFER_TASK_ID >> $PROFFER_SANDBOX/done",
     );
@@ -215,9 +217,10 @@ async fn tasks_of_an_executor_survive_agents_and_leaders() {
 #[tokio::test]
 async fn who_never_registers_is_ended() {
     let _machine = beside_others().await;
+    let program = Visible::program("proffer-test-program");
     let options = Options { agent_flags: &["--executor-registration-timeout", "1s"], ..Options::default() };
     let (cluster, mut framework) = cluster(options).await;
-    framework.launch(LIMIT, "t", &bad("silent"), None).await;
+    framework.launch(LIMIT, "t", &bad(&program, "silent"), None).await;
     let ended = framework.end_of(LIMIT, "t").await;
     assert_eq!((ended.state, ended.reason), (TaskState::Failed, Reason::ExecutorUnregistered), "{ended:?}");
     // One that cannot even be started is told at once, for its own reason.
@@ -232,6 +235,7 @@ async fn who_never_registers_is_ended() {
 #[tokio::test]
 async fn who_lies_or_exits_takes_its_tasks_along_and_nobody_else() {
     let _machine = beside_others().await;
+    let program = Visible::program("proffer-test-program");
     let (cluster, mut framework) = cluster(Options::default()).await;
     framework.launch(LIMIT, "neighbour", &shell("exec sleep 1000"), None).await;
     framework.state(LIMIT, "neighbour", TaskState::Running).await;
@@ -241,7 +245,7 @@ async fn who_lies_or_exits_takes_its_tasks_along_and_nobody_else() {
         ("forgets", Reason::ExecutorMisbehaved, "subscribed without launch"),
         ("exits", Reason::ExecutorEnded, "it exited with code 7"),
     ] {
-        framework.launch(LIMIT, mode, &bad(mode), None).await;
+        framework.launch(LIMIT, mode, &bad(&program, mode), None).await;
         let ended = framework.end_of(LIMIT, mode).await;
         assert_eq!(ended.reason, reason, "{mode}: {ended:?}");
         assert!(ended.message.contains(says), "{mode}: {ended:?}");
@@ -265,8 +269,9 @@ async fn who_lies_or_exits_takes_its_tasks_along_and_nobody_else() {
 #[tokio::test]
 async fn who_does_not_shut_down_is_killed() {
     let _machine = beside_others().await;
+    let program = Visible::program("proffer-test-program");
     let (cluster, mut framework) = cluster(Options::default()).await;
-    framework.launch(LIMIT, "t", &bad("stuck"), None).await;
+    framework.launch(LIMIT, "t", &bad(&program, "stuck"), None).await;
     framework.state(LIMIT, "t", TaskState::Running).await;
     // Its word is not needed for the end of its task.
     framework.kill("t").await;
@@ -283,10 +288,11 @@ async fn who_does_not_shut_down_is_killed() {
 #[tokio::test]
 async fn who_floods_is_told_to_wait() {
     let _machine = beside_others().await;
+    let program = Visible::program("proffer-test-program");
     let (cluster, mut framework) = cluster(Options::default()).await;
     let agent = cluster.agents[0].pid();
     let before = audit::resident_bytes(agent);
-    framework.launch(LIMIT, "floods", &bad("floods"), None).await;
+    framework.launch(LIMIT, "floods", &bad(&program, "floods"), None).await;
     framework.state(LIMIT, "floods", TaskState::Running).await;
     // Meanwhile the agent does what it is there for.
     for n in 0..3 {

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 
 pub use daemon::Daemon;
 pub use framework::{Framework, info, named, shell, spec};
-pub use programs::program;
+pub use programs::{Visible, program};
 pub use wait::{until, until_true};
 
 /// How long a cluster may take to begin, on a busy machine.
