@@ -70,10 +70,10 @@ fn an_executor_from_launch_to_end() {
         ["write launch 61", "write handed 61", "resize 50 3000 96", "hand [61] to 50"]
     );
     let running = story.updates(vec![update(60, 1, TaskState::Running)]);
-    assert_eq!(running, ["write 60 1:RUNNING", "write heard 60 1", "send 60 1:RUNNING"]);
+    assert_eq!(running, ["write 60 1:RUNNING", "send 60 1:RUNNING", "write heard 60 1"]);
     assert_eq!(story.updates(vec![update(60, 1, TaskState::Running)]), [""; 0], "said twice, taken once");
     let over = story.updates(vec![update(60, 2, TaskState::Finished)]);
-    assert_eq!(over, ["write 60 2:FINISHED", "write heard 60 2", "send 60 2:FINISHED", "resize 50 2000 64"]);
+    assert_eq!(over, ["write 60 2:FINISHED", "send 60 2:FINISHED", "write heard 60 2", "resize 50 2000 64"]);
     // It has no container that could be forgotten.
     assert_eq!(story.orders(5, vec![confirm(60, 2)]), ["write forgotten 60"]);
     assert_eq!(story.updates(vec![update(60, 2, TaskState::Finished)]), [""; 0], "its answer was lost");
@@ -85,8 +85,8 @@ fn an_executor_from_launch_to_end() {
         [
             "end listening 50",
             "write 61 1:FAILED(executor_ended)",
-            "write 50 3:FAILED(exit_code)",
             "send 61 1:FAILED(executor_ended)",
+            "write 50 3:FAILED(exit_code)",
             "send 50 3:FAILED(exit_code)"
         ]
     );
@@ -173,7 +173,7 @@ fn a_task_that_waits_for_its_executor_can_be_killed() {
     };
     let failed = story.event(failed);
     assert_eq!(failed[0], "write 61 1:FAILED(exec_failed)");
-    assert_eq!(failed[1], "write 50 1:FAILED(exec_failed)");
+    assert_eq!(failed[2], "write 50 1:FAILED(exec_failed)");
 }
 
 #[test]
@@ -341,8 +341,8 @@ fn tasks_of_an_executor_are_forgotten_with_it() {
         [
             "end listening 50",
             "write forgotten 61",
-            "write forgotten 50",
             "cleaned [61]",
+            "write forgotten 50",
             "forget 50",
             "cleaned [50]"
         ]

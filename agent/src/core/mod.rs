@@ -283,9 +283,7 @@ impl Core {
             self.release(launch, assign);
         }
         self.finish_starting_anew();
-        let mut effects = std::mem::take(&mut self.effects);
-        checkpoints_first(&mut effects);
-        effects
+        std::mem::take(&mut self.effects)
     }
 
     /// Time goes on: monotonic milliseconds from any beginning, and wall milliseconds since 1970 for display.
@@ -787,24 +785,5 @@ impl Core {
             }
             AgentOrder::Refused(refusal) => self.on_refused(refusal),
         }
-    }
-}
-
-/// Moves checkpoints before what may wait for them, so that those of many launches are one write. What makes a
-/// checkpoint true or is hard to take back stays where it is, and so does the order of everything else.
-fn checkpoints_first(effects: &mut [Effect]) {
-    let waits = |effect: &Effect| {
-        matches!(
-            effect,
-            Effect::Checkpoint(_)
-                | Effect::Send(_)
-                | Effect::Launch { .. }
-                | Effect::LaunchGroup { .. }
-                | Effect::Kill { .. }
-                | Effect::Forget(_)
-        )
-    };
-    for run in effects.chunk_by_mut(|one, next| waits(one) && waits(next)) {
-        run.sort_by_key(|effect| !matches!(effect, Effect::Checkpoint(_)));
     }
 }

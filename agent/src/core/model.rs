@@ -600,3 +600,26 @@ proptest! {
         run(begin.into_iter().chain(steps).collect());
     }
 }
+
+/// Found by chance: a crash between the checkpoints of a batch and what came before them in it.
+#[test]
+fn what_is_over_is_not_handed_again() {
+    use Step::*;
+    let steps = vec![
+        Task(0),
+        Task(0),
+        Task(0),
+        Task(0),
+        Executor,
+        Executing(0, 163),
+        Executing(0, 179),
+        Forget(74),
+        Crash(5),
+        Executing(0, 22),
+        Executing(0, 200),
+        Executing(0, 22),
+        Executing(0, 24),
+    ];
+    let begin = [Step::Executor, Step::Progress(0, 1), Step::Executing(0, 0)];
+    run(begin.into_iter().chain(steps).collect());
+}
