@@ -332,7 +332,7 @@ fn tasks_of_an_executor_are_forgotten_with_it() {
     assert_eq!(story.orders(5, vec![forget(60)]), ["write forget 60", "tell 50 to kill 60 3000"]);
     assert_eq!(
         story.updates(vec![update(60, 1, TaskState::Killed)]),
-        ["write heard 60 1", "write forgotten 60", "cleaned [60]", "resize 50 2000 64"]
+        ["write forgotten 60", "cleaned [60]", "resize 50 2000 64"]
     );
     story.orders(5, vec![forget(61), forget(50)]);
     let over = story.event(ended(50, end(None, Some(15))));

@@ -198,9 +198,12 @@ impl Core {
         }
         let heard = Record::Heard { launch, seq };
         if task.forget {
-            self.effects.push(Effect::Checkpoint(heard));
+            // One record says that it is over. Were its number written first, a crash in between would have the final
+            // word taken for one that was heard before, and its launch handed over again.
             if state.is_terminal() {
                 self.finish_forget(launch);
+            } else {
+                self.effects.push(Effect::Checkpoint(heard));
             }
             return Ok(());
         }

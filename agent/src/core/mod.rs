@@ -745,6 +745,9 @@ impl Core {
             Record::Heard { launch, seq } => {
                 if let Some(task) = self.held.get_mut(&launch) {
                     task.heard = seq;
+                    if task.phase == Phase::Launching {
+                        task.phase = Phase::Running;
+                    }
                 }
             }
             Record::Condemned { launch, reason } => {

@@ -596,16 +596,20 @@ proptest! {
     /// The same where most of it is about executors.
     #[test]
     fn no_history_of_executors_does_either(steps in prop::collection::vec(executing(), 1..160)) {
-        let begin = [Step::Executor, Step::Progress(0, 1), Step::Executing(0, 0)];
-        run(begin.into_iter().chain(steps).collect());
+        run_of_executors(steps);
     }
+}
+
+fn run_of_executors(steps: Vec<Step>) {
+    let begin = [Step::Executor, Step::Progress(0, 1), Step::Executing(0, 0)];
+    run(begin.into_iter().chain(steps).collect());
 }
 
 /// Found by chance: a crash between the checkpoints of a batch and what came before them in it.
 #[test]
 fn what_is_over_is_not_handed_again() {
     use Step::*;
-    let steps = vec![
+    run_of_executors(vec![
         Task(0),
         Task(0),
         Task(0),
@@ -619,7 +623,32 @@ fn what_is_over_is_not_handed_again() {
         Executing(0, 200),
         Executing(0, 22),
         Executing(0, 24),
-    ];
-    let begin = [Step::Executor, Step::Progress(0, 1), Step::Executing(0, 0)];
-    run(begin.into_iter().chain(steps).collect());
+    ]);
+}
+
+/// Found by chance: a crash between the number of the final word of a forgotten task and that it is over.
+#[test]
+fn what_is_over_and_forgotten_is_not_handed_again() {
+    use Step::*;
+    run_of_executors(vec![
+        Task(0),
+        Executing(0, 123),
+        Executing(0, 67),
+        Executing(0, 40),
+        Task(0),
+        Task(0),
+        Executing(0, 10),
+        Task(0),
+        Executor,
+        Executing(0, 22),
+        Executing(0, 22),
+        Executor,
+        Executing(0, 48),
+        Forget(218),
+        Crash(3),
+        Executing(0, 62),
+        Executing(0, 24),
+        Executing(0, 38),
+        Executing(0, 248),
+    ]);
 }

@@ -246,13 +246,13 @@ fn a_profile_of_the_operator_is_obeyed() {
     bench.close();
 }
 
-/// The ids of a container of its own, as the host sees them.
+/// The id of a container's long sleep, as the host sees it.
 fn host_uid(bench: &Bench, launch: proffer_types::LaunchId) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
     let uids = bench.processes(launch).into_iter().filter_map(|pid| {
-        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        let args = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let uid = std::fs::metadata(format!("/proc/{pid}")).ok()?.uid();
-        (comm.trim() == "sleep").then_some(uid)
+        args.ends_with(b"sleep\x001000\0").then_some(uid)
     });
     uids.max()
 }
@@ -319,8 +319,12 @@ fn private_ids(bench: &mut Bench) {
     for (spec, inside) in [(&first, 0), (&second, 0), (&third, 12345)] {
         let path = bench.sandbox(spec.launch).join("go");
         std::fs::write(path, b"").expect("a sandbox");
-        until("it sleeps", || host_uid(bench, spec.launch).is_some());
-        let uid = host_uid(bench, spec.launch).expect("it runs");
+        let mut uid = None;
+        until("it sleeps", || {
+            uid = host_uid(bench, spec.launch);
+            uid.is_some()
+        });
+        let uid = uid.expect("it was seen");
         match bases.iter().zip([&first, &second]).find(|(_, other)| other.launch == spec.launch) {
             Some((base, _)) => assert_eq!(uid, base + inside),
             None => assert!(uid >= 1 << 20 && bases.iter().all(|base| uid / 65_536 != base / 65_536)),
