@@ -13,6 +13,7 @@ mod connection;
 pub mod daemon;
 mod ends;
 mod files;
+mod gather;
 mod groups;
 mod inside;
 mod journal;

@@ -22,6 +22,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use proffer_launcher::seqpacket::{self, Receiver};
 
 use crate::files::{Files, Kept};
+use crate::gather::Gather;
 use crate::pump_protocol::{Add, Order, Position, Rotation, TOLD_MAX, Told, Which};
 use crate::waste::Waste;
 
@@ -66,6 +67,7 @@ struct Pump {
     /// When the streams are to be asked for losses, at the earliest.
     losses_due: Option<Instant>,
     waste: Waste,
+    gather: Gather,
 }
 
 fn run(control: OwnedFd) -> io::Result<()> {
@@ -96,6 +98,7 @@ impl Pump {
             untold: VecDeque::new(),
             losses_due: None,
             waste: Waste::new(Instant::now()),
+            gather: Gather::default(),
         })
     }
 
@@ -174,15 +177,18 @@ impl Pump {
         if throws && !stream.closing && ready != Some(Ready::End) && self.waste.rests(token) {
             return self.watch(token, false);
         }
-        let before = stream.dropped;
+        let (before, offset) = (stream.dropped, stream.files.offset());
         let ended = stream.turn(ready, &self.null, now) == Progress::Ended;
+        let moved = stream.files.offset() - offset;
         if ended || stream.loss_is_due(now) {
             self.untold.push_back(stream.told(ended, now));
         }
         self.losses_due = earlier(self.losses_due, stream.loss_due());
         // What was written as well may have waited for a disk.
         let took = if throws { now.elapsed() } else { Duration::ZERO };
-        let rests = !ended && self.waste.threw(token, stream.dropped - before, took, now);
+        let rests = !ended
+            && (self.waste.threw(token, stream.dropped - before, took, now)
+                || self.gather.moved(token, &mut stream.little_at, moved, now));
         // Closing would not do: the supervisor has the pipe too. And watched for nothing, one that rests would still wake
         // us for its end, again and again.
         self.watch(token, !ended && !rests)?;
@@ -206,7 +212,8 @@ impl Pump {
 
     /// Until streams that rest are to be read again or losses to be told, rounded up.
     fn timeout(&self) -> EpollTimeout {
-        earlier(self.waste.until(), self.losses_due).map_or(EpollTimeout::NONE, |until| {
+        let rested = earlier(self.waste.until(), self.gather.until());
+        earlier(rested, self.losses_due).map_or(EpollTimeout::NONE, |until| {
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
             EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
         })
@@ -228,7 +235,8 @@ impl Pump {
 
     /// Reads those again that have rested.
     fn wake(&mut self) -> io::Result<()> {
-        for token in self.waste.rested(Instant::now()) {
+        let now = Instant::now();
+        for token in self.waste.rested(now).into_iter().chain(self.gather.rested(now)) {
             self.watch(token, true)?;
         }
         Ok(())
@@ -322,6 +330,8 @@ struct Stream {
     /// How many of them were told, and when.
     dropped_told: u64,
     told_at: Option<Instant>,
+    /// When a turn moved little last.
+    little_at: Option<Instant>,
     /// Whoever still holds the other end has nothing more to say here.
     closing: bool,
 }
@@ -339,6 +349,7 @@ impl Stream {
             dropped: position.dropped,
             dropped_told: position.dropped,
             told_at: None,
+            little_at: None,
             closing: add.closing,
         }
     }
@@ -477,355 +488,4 @@ fn nothing_yet(error: Errno) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    struct Fixture {
-        dir: tempfile::TempDir,
-        stream: Stream,
-        write: Option<File>,
-    }
-
-    fn fixture(file_bytes: u64, splice: bool) -> Fixture {
-        let dir = tempfile::Builder::new().prefix("proffer-pump").tempdir().expect("temp dir");
-        let (pipe, write) = nix::unistd::pipe().expect("pipe");
-        let stream = open(&dir, pipe, Add { new: true, ..add(file_bytes) }, Position::default());
-        let mut fixture = Fixture { stream, dir, write: Some(write.into()) };
-        fixture.stream.files.use_splice(splice);
-        fixture
-    }
-
-    fn add(file_bytes: u64) -> Add {
-        let rotation = Rotation { file_bytes, files: 2, bytes_per_second: 1 << 30 };
-        Add { logs: 1, rotation, closing: false, new: false, streams: [None, None] }
-    }
-
-    fn open(dir: &tempfile::TempDir, pipe: OwnedFd, add: Add, position: Position) -> Stream {
-        let dir = File::open(dir.path()).expect("directory").into();
-        Stream::open(add, Which::Stdout, position, pipe, Rc::new(dir))
-    }
-
-    fn null() -> OwnedFd {
-        File::options().write(true).open("/dev/null").expect("/dev/null").into()
-    }
-
-    fn reopen(dir: &tempfile::TempDir, pipe: OwnedFd, file_bytes: u64) -> Stream {
-        open(dir, pipe, add(file_bytes), Position::default())
-    }
-
-    impl Fixture {
-        fn write(&mut self, text: &[u8]) {
-            self.write_at(text, Instant::now());
-        }
-
-        fn write_at(&mut self, text: &[u8], now: Instant) {
-            self.write.as_mut().expect("open").write_all(text).expect("room in the pipe");
-            assert_eq!(self.stream.turn(None, &null(), now), Progress::Waiting);
-        }
-
-        fn end(&mut self) {
-            self.write = None;
-            assert_eq!(self.stream.turn(None, &null(), Instant::now()), Progress::Ended);
-        }
-
-        fn files(&self) -> Vec<(String, String)> {
-            let entries = std::fs::read_dir(self.dir.path()).expect("directory").map(|entry| {
-                let entry = entry.expect("entry");
-                let text = std::fs::read_to_string(entry.path()).expect("text");
-                (entry.file_name().into_string().expect("text"), text)
-            });
-            let mut files = entries.collect::<Vec<_>>();
-            files.sort();
-            files
-        }
-    }
-
-    fn files(files: &[(&str, &str)]) -> Vec<(String, String)> {
-        files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
-    }
-
-    #[test]
-    fn rotation_keeps_two_files_named_by_their_offset() {
-        for splice in [true, false] {
-            let mut fixture = fixture(4, splice);
-            assert_eq!(fixture.files(), files(&[]), "none before the first byte");
-            fixture.write(b"abcdef");
-            assert_eq!(fixture.files(), files(&[("stdout.0", "abcd"), ("stdout.4", "ef")]));
-            fixture.write(b"ghi");
-            assert_eq!(fixture.files(), files(&[("stdout.4", "efgh"), ("stdout.8", "i")]));
-            fixture.write(b"jkl");
-            // The end of a stream begins no file, although the last one is full.
-            fixture.end();
-            assert_eq!(fixture.files(), files(&[("stdout.4", "efgh"), ("stdout.8", "ijkl")]));
-        }
-    }
-
-    #[test]
-    fn the_next_pump_goes_on_where_this_one_ended() {
-        let mut fixture = fixture(4, true);
-        fixture.write(b"abcdef");
-        let pipe = fixture.stream.pipe.try_clone().expect("duplicate");
-        fixture.stream = reopen(&fixture.dir, pipe, 4);
-        fixture.write(b"gh");
-        fixture.write(b"i");
-        assert_eq!(fixture.files(), files(&[("stdout.4", "efgh"), ("stdout.8", "i")]));
-    }
-
-    #[test]
-    fn a_stream_without_a_byte_leaves_no_file() {
-        let mut silent = fixture(4, true);
-        silent.end();
-        assert_eq!(silent.files(), []);
-        // Nor if it was another pump's before.
-        let mut handed = fixture(4, true);
-        let pipe = handed.stream.pipe.try_clone().expect("duplicate");
-        handed.stream = reopen(&handed.dir, pipe, 4);
-        assert_eq!(handed.files(), []);
-        handed.end();
-        assert_eq!(handed.files(), []);
-    }
-
-    #[test]
-    fn a_new_stream_does_not_write_over_what_should_not_be_there() {
-        let mut fixture = fixture(8, true);
-        std::fs::write(fixture.dir.path().join("stdout.0"), "old").expect("written");
-        fixture.write(b"new");
-        assert_eq!(fixture.files(), files(&[("stdout.0", "oldnew")]));
-    }
-
-    #[test]
-    fn what_is_beyond_the_budget_is_thrown_away_and_counted() {
-        for splice in [true, false] {
-            let mut fixture = fixture(100, splice);
-            let begun = fixture.stream.budget.since;
-            fixture.stream.budget.per_second = 6;
-            fixture.write_at(b"abcdefgh", begun);
-            fixture.write_at(b"ij", begun + WINDOW / 2);
-            assert_eq!(fixture.files(), files(&[("stdout.0", "abcdef")]));
-            assert_eq!((fixture.stream.dropped, fixture.stream.files.offset()), (4, 10));
-            assert!(fixture.stream.loss_is_due(begun));
-            assert_eq!(fixture.stream.told(false, begun).position.dropped, 4);
-            fixture.write_at(b"klm", begun + WINDOW);
-            // The next second goes on at the true offset.
-            assert_eq!(fixture.files(), files(&[("stdout.0", "abcdef"), ("stdout.10", "klm")]));
-            assert!(!fixture.stream.loss_is_due(begun + 2 * WINDOW));
-            fixture.write_at(b"nopqrst", begun + WINDOW);
-            // A loss at the end is told by an empty file.
-            fixture.end();
-            let all = [("stdout.0", "abcdef"), ("stdout.10", "klmnop"), ("stdout.20", "")];
-            assert_eq!((fixture.files(), fixture.stream.dropped), (files(&all), 8));
-        }
-    }
-
-    #[test]
-    fn files_cut_short_are_kept_for_their_bytes() {
-        let mut fixture = fixture(6, true);
-        let begun = fixture.stream.budget.since;
-        fixture.stream.budget.per_second = 3;
-        for second in 0..4 {
-            fixture.write_at(b"abc-", begun + second * WINDOW);
-        }
-        // Two full files hold six bytes beside the newest.
-        assert_eq!(fixture.files(), files(&[("stdout.12", "abc"), ("stdout.4", "abc"), ("stdout.8", "abc")]));
-    }
-
-    #[test]
-    fn a_stream_that_cannot_be_written_is_drained_all_the_same() {
-        let full = File::options().write(true).open("/dev/full").expect("/dev/full");
-        for splice in [true, false] {
-            let mut fixture = fixture(100, splice);
-            let begun = fixture.stream.budget.since;
-            fixture.write_at(b"ab", begun);
-            fixture.stream.files.write_to(full.try_clone().expect("duplicate"));
-            fixture.write_at(b"cdef", begun);
-            fixture.write_at(b"gh", begun);
-            assert_eq!((fixture.stream.dropped, fixture.stream.files.offset()), (6, 8));
-            // It is tried again, with a file of its own.
-            fixture.write_at(b"ij", begun + WINDOW);
-            fixture.end();
-            assert_eq!(fixture.files(), files(&[("stdout.0", "ab"), ("stdout.8", "ij")]));
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_looked_at_is_not_written_over() {
-        let mut fixture = fixture(100, true);
-        fixture.write(b"ab");
-        let begun = Instant::now();
-        let pipe = fixture.stream.pipe.try_clone().expect("duplicate");
-        // No directory, at first.
-        let file = File::open(fixture.dir.path().join("stdout.0")).expect("a file");
-        fixture.stream =
-            Stream::open(add(100), Which::Stdout, Position::default(), pipe, Rc::new(file.into()));
-        fixture.write_at(b"cd", begun);
-        assert_eq!((fixture.stream.dropped, fixture.files()), (2, files(&[("stdout.0", "ab")])));
-        fixture.stream.files.look_at(File::open(fixture.dir.path()).expect("directory").into());
-        fixture.write_at(b"ef", begun + 2 * WINDOW);
-        assert_eq!(fixture.files(), files(&[("stdout.0", "abef")]));
-    }
-
-    #[test]
-    fn losses_of_a_pump_that_died_stay_counted() {
-        let mut fixture = fixture(100, true);
-        fixture.write(b"ab");
-        let pipe = fixture.stream.pipe.try_clone().expect("duplicate");
-        fixture.stream = open(&fixture.dir, pipe, add(100), Position { offset: 9, dropped: 7 });
-        fixture.write(b"cd");
-        assert_eq!(fixture.files(), files(&[("stdout.0", "ab"), ("stdout.9", "cd")]));
-        fixture.end();
-        assert_eq!(fixture.stream.told(true, Instant::now()).position.dropped, 7);
-    }
-
-    #[test]
-    fn a_stream_that_is_closed_leaves_nothing_in_its_pipe() {
-        let mut fixture = fixture(2 << 20, true);
-        let size = nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES_MAX as i32);
-        let write = fixture.write.as_mut().expect("open");
-        nix::fcntl::fcntl(&*write, size).expect("a larger pipe");
-        write.write_all(&vec![b'x'; PIPE_BYTES_MAX as usize]).expect("room in the pipe");
-        // Its writer holds it open.
-        fixture.stream.closing = true;
-        assert_eq!(fixture.stream.turn(None, &null(), Instant::now()), Progress::Ended);
-        assert_eq!(fixture.stream.files.offset(), PIPE_BYTES_MAX);
-    }
-
-    #[test]
-    fn a_terminal_is_read_to_its_end() {
-        let mut fixture = fixture(100, true);
-        let pty = nix::pty::openpty(None, None).expect("a terminal");
-        fixture.stream = reopen(&fixture.dir, pty.master, 100);
-        fixture.write = Some(pty.slave.into());
-        fixture.write(b"hello\n");
-        fixture.end();
-        assert_eq!(fixture.files(), files(&[("stdout.0", "hello\r\n")]));
-    }
-
-    #[test]
-    fn a_terminal_that_has_nothing_is_not_at_its_end() {
-        let pty = nix::pty::openpty(None, None).expect("a terminal");
-        let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
-        nix::fcntl::fcntl(&pty.master, flags).expect("no waiting");
-        assert_eq!(discard(&pty.master, &null()).expect("no end"), 0);
-        File::from(pty.slave).write_all(b"hello\n").expect("room");
-        assert_eq!(discard(&pty.master, &null()).expect("no end"), 7);
-        // The other side is closed.
-        discard(&pty.master, &null()).expect_err("the end");
-    }
-
-    #[test]
-    fn a_link_in_the_place_of_a_log_is_not_followed() {
-        let mut fixture = fixture(4, true);
-        let target = fixture.dir.path().join("target");
-        std::fs::write(&target, "").expect("file");
-        std::os::unix::fs::symlink(&target, fixture.dir.path().join("stdout.4")).expect("link");
-        fixture.write(b"abcdef");
-        assert_eq!(std::fs::read_to_string(&target).expect("text"), "");
-    }
-
-    #[test]
-    fn a_pump_that_cannot_tell_its_supervisor_ends() {
-        let told = Told { logs: 1, which: Which::Stdout, ended: true, position: Position::default() };
-        let (supervisor, control) = seqpacket::pair().expect("sockets");
-        let mut pump = Pump::new(control).expect("a pump");
-        pump.untold.push_back(told);
-        pump.tell().expect("told");
-        assert!(seqpacket::recv(supervisor.as_fd()).expect("told").is_some() && pump.untold.is_empty());
-        // Nobody is there to start another: it goes on.
-        drop(supervisor);
-        pump.untold.push_back(told);
-        pump.tell().expect("goes on");
-        assert!(pump.control.is_none());
-        pump.tell().expect("goes on");
-        assert!(pump.untold.is_empty(), "nobody asks for it any more");
-        // Somebody may be.
-        let (_read, write) = nix::unistd::pipe().expect("pipe");
-        pump.control = Some(write);
-        pump.untold.push_back(told);
-        pump.tell().expect_err("not a socket");
-    }
-
-    #[test]
-    fn what_nobody_will_see_is_thrown_away_at_a_bounded_speed() {
-        let dir = tempfile::Builder::new().prefix("proffer-pump").tempdir().expect("temp dir");
-        let (control, pumps) = seqpacket::pair().expect("sockets");
-        let pump = std::thread::spawn(move || run(pumps));
-        let pipes = [(); 2].map(|()| nix::unistd::pipe().expect("pipe"));
-        let rotation = Rotation { file_bytes: 1 << 20, files: 2, bytes_per_second: 1 << 10 };
-        let streams = [Some(Position::default()); 2];
-        let order = Order::Add(Add { logs: 1, rotation, closing: false, new: true, streams });
-        let at = File::open(dir.path()).expect("directory");
-        let [(out, mut floods), (err, speaks)] = pipes.map(|(pipe, write)| (pipe, File::from(write)));
-        seqpacket::send(control.as_fd(), &order.encode(), &[at.as_fd(), out.as_fd(), err.as_fd()])
-            .expect("room");
-        let begun = Instant::now();
-        let flood = vec![b'x'; 65_000_000];
-        floods.write_all(&flood).expect("a pump");
-        // Ten periods' worth, of which the first costs none.
-        assert!(begun.elapsed() >= Duration::from_millis(40), "{:?}", begun.elapsed());
-        (&speaks).write_all(b"hello").expect("a pump");
-        drop((floods, speaks, control));
-        // It ends, so that both streams were at their ends.
-        pump.join().expect("no panic").expect("no error");
-        assert_eq!(std::fs::read(dir.path().join("stderr.0")).expect("text"), b"hello");
-        assert!(std::fs::exists(dir.path().join("stdout.65000000")).expect("a directory"));
-    }
-    #[test]
-    fn many_streams_together_are_thrown_away_at_a_bounded_speed() {
-        let dir = tempfile::Builder::new().prefix("proffer-pump").tempdir().expect("temp dir");
-        let (_supervisor, control) = seqpacket::pair().expect("sockets");
-        let mut pump = Pump::new(control).expect("a pump");
-        let rotation = Rotation { file_bytes: 1 << 20, files: 2, bytes_per_second: 0 };
-        let full = (0..60).map(|_| {
-            let (pipe, write) = nix::unistd::pipe().expect("pipe");
-            let size = nix::fcntl::FcntlArg::F_SETPIPE_SZ(TURN_BYTES as i32);
-            nix::fcntl::fcntl(&write, size).expect("a larger pipe");
-            File::from(write).write_all(&[b'x'; TURN_BYTES as usize]).expect("room in the pipe");
-            pipe
-        });
-        let full = full.collect::<Vec<_>>();
-        let begun = Instant::now();
-        for (logs, pipe) in (1..).zip(full) {
-            let streams = [Some(Position::default()), None];
-            let add = Add { logs, rotation, closing: false, new: true, streams };
-            let at = File::open(dir.path()).expect("directory");
-            pump.on_add(add, vec![at.into(), pipe]).expect("added");
-        }
-        let thrown: u64 = pump.streams.values().map(|stream| stream.dropped).sum();
-        let most = Waste::most_in(begun.elapsed()) + TURN_BYTES;
-        assert!(thrown <= most, "{thrown} bytes, at most {most}");
-        // Those that rested are read to their ends.
-        while !pump.streams.is_empty() {
-            pump.round().expect("a round");
-        }
-        let most = Waste::most_in(begun.elapsed()) + TURN_BYTES;
-        assert!(60 * TURN_BYTES <= most, "at most {most}");
-    }
-    #[test]
-    fn a_loss_is_told_although_nothing_more_comes() {
-        let mut fixture = fixture(100, true);
-        let (supervisor, control) = seqpacket::pair().expect("sockets");
-        let mut pump = Pump::new(control).expect("a pump");
-        let token = token(fixture.stream.logs, Which::Stdout);
-        fixture.stream.budget.per_second = 0;
-        pump.streams.insert(token, fixture.stream);
-        let write = fixture.write.as_mut().expect("open");
-        // The second is lost too early to be told at once, and then the pipe is held open in silence.
-        for word in [b"one", b"two"] {
-            write.write_all(word).expect("room in the pipe");
-            pump.on_stream(token, None).expect("a turn");
-        }
-        let mut dropped = 0;
-        let deadline = Instant::now() + 5 * WINDOW;
-        while dropped < 6 {
-            assert!(Instant::now() < deadline, "{dropped} bytes were told");
-            // Its socket wakes it, if nothing else does.
-            assert_ne!(pump.timeout(), EpollTimeout::NONE, "{dropped} bytes were told");
-            pump.round().expect("a round");
-            while let Ok(Some(datagram)) = seqpacket::recv(supervisor.as_fd()) {
-                dropped = Told::decode(&datagram.body).last().expect("told").position.dropped;
-            }
-        }
-        assert_eq!(pump.timeout(), EpollTimeout::NONE, "there is nothing more to tell");
-    }
-}
+mod tests;

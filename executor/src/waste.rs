@@ -2,8 +2,8 @@
 //!
 //! Throwing away costs a processor as much as writing does: a task that writes as fast as it is read would have two of
 //! them, one of which it does not pay for, and its neighbours would wait for both. So a pump throws away at most so much
-//! in a while, for all its streams together, and for at most half of that while, and then rests from those that it throws away from; the tasks that write
-//! them wait for that long, the others do not.
+//! in a while, for all its streams together, and for at most half of that while, and then rests from those that it
+//! throws away from; the tasks that write them wait for that long, the others do not.
 
 use std::time::{Duration, Instant};
 
