@@ -10,6 +10,7 @@
 //! rate TASKS COMMAND…     all frameworks together run TASKS copies, as many at once as offers hold
 //! single TASKS COMMAND…   the first framework runs TASKS copies one after the other, with the offer at hand before
 //! hold TASKS COMMAND…     as rate, but returns when all run, and leaves them running
+//! settle                  leaves the cluster alone until nobody speaks of what was just launched
 //! kill COUNT              the first framework ends COUNT of its running tasks, one after the other, without grace
 //! beside KIND COMMAND…    the first framework runs one task that kill does not take; KIND is one of
 //!                         plain     nothing else
@@ -51,7 +52,7 @@ const ACCEPT_MAX: usize = 500;
 const KILLS_AT_ONCE: usize = 256;
 /// How long the cluster is left alone before a launch of `single`, and before a kill.
 const QUIET: Duration = Duration::from_millis(5);
-/// And before the first of them: what was just launched is then no longer spoken of.
+/// And by `settle`.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long one line may take.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -142,6 +143,10 @@ async fn obey(load: &[mpsc::Sender<Ordered>], words: &[&str]) -> Result<String, 
             };
             let argv = command(rest);
             ask(first, |_| Order::Beside { kind, argv: argv.clone() }).await?
+        }
+        ["settle"] => {
+            tokio::time::sleep(SETTLE).await;
+            Times::default()
         }
         ["count"] => ask(load, |_| Order::Count).await?,
         ["drop"] => ask(load, |_| Order::Drop).await?,
@@ -492,7 +497,6 @@ impl Framework {
 
     /// Ends running tasks one after the other. Apart, because an agent that has much to say says it together.
     async fn kill(&mut self, count: usize, times: &mut Times) -> Result<(), Failure> {
-        tokio::time::sleep(SETTLE).await;
         for _ in 0..count {
             tokio::time::sleep(QUIET).await;
             let task = self.running.first().cloned().ok_or("no task is running")?;

@@ -135,6 +135,7 @@ pub(super) fn run(args: &Args) -> Result<bool> {
 fn turn(load: &mut Load, kills: u32) -> Result<Vec<f64>> {
     go_on()?;
     load.order(&format!("hold {kills} {VICTIM}"))?;
+    load.order("settle")?;
     let figure = load.order(&format!("kill {kills}"))?;
     let each = figure["gone_us"].as_array().context("the frameworks tell each kill")?;
     ensure!(each.len() == kills as usize, "{} of {kills} kills were told", each.len());
