@@ -118,3 +118,35 @@ fn after_a_crash_a_group_that_never_began_is_launched_as_one() {
         assert_eq!(effects.last().unwrap(), "launch [100, 101, 102]", "{assigned} were assigned");
     }
 }
+
+/// A supervisor that dies tells of its launches one after the other, and of one that was killed that it failed.
+#[test]
+fn one_that_waits_for_its_group_does_not_wait_for_ever() {
+    let mut story = Story::open();
+    story.orders(5, vec![group()]);
+    story.orders(5, vec![kill(4, 101, 0)]);
+    for launch in [100, 102] {
+        assert_eq!(
+            story.event(Event::NotStarted { launch: LaunchId(launch) }),
+            [""; 0],
+            "101 is not heard of"
+        );
+    }
+    let killed = Event::LaunchFailed {
+        launch: LaunchId(101),
+        reason: Reason::KilledDuringLaunch,
+        message: String::new(),
+        exit_code: None,
+    };
+    story.event(killed);
+    let by_group = (TaskState::Killed, Reason::GroupNotStarted);
+    assert_eq!(states(&story), [by_group, (TaskState::Killed, Reason::KilledDuringLaunch), by_group]);
+    // Nor if the other is forgotten.
+    let mut story = Story::open();
+    story.orders(5, vec![group()]);
+    story.orders(5, vec![AgentOrder::Forget { launch: LaunchId(101) }]);
+    for launch in [100, 102, 101] {
+        story.event(Event::NotStarted { launch: LaunchId(launch) });
+    }
+    assert_eq!(states(&story), [by_group; 2]);
+}

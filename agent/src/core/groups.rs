@@ -20,7 +20,7 @@ impl Core {
         }
         let ready = members.iter().all(|member| {
             let staged = self.held.get(member).filter(|task| task.phase == Phase::Staged);
-            staged.is_some_and(|task| task.kill.is_none() && !task.forget)
+            staged.is_some_and(|task| task.kill.is_none() && !task.forget && self.unsupported(task).is_none())
         });
         if !ready {
             return self.end_group_unstarted(&members);
@@ -55,6 +55,14 @@ impl Core {
         }
     }
 
+    /// One of a group has ended or is held no more: those that waited for what becomes of it wait no longer.
+    pub(super) fn look_at(&mut self, group: Option<Group>) {
+        let members = group.into_iter().flat_map(Group::launches);
+        let waits = |launch: &LaunchId| self.held.get(launch).is_some_and(|task| task.phase == Phase::Staged);
+        let waiting: Vec<LaunchId> = members.filter(waits).collect();
+        self.staged.extend(waiting);
+    }
+
     fn end_group_unstarted(&mut self, members: &[LaunchId]) {
         let killed = members.iter().any(|member| {
             let killed = |status: &Status| status.state == TaskState::Killed;
@@ -67,6 +75,10 @@ impl Core {
             };
             if task.forget {
                 self.finish_forget(*launch);
+                continue;
+            }
+            if let Some(status) = self.unsupported(task).filter(|_| task.kill.is_none()) {
+                self.say(*launch, status);
                 continue;
             }
             let (state, reason, message) = match (task.kill, killed) {

@@ -279,8 +279,10 @@ impl Core {
     /// one whose kill came in the same batch is never started. `assign` is the containerizer's
     /// [`assign`](proffer_containerizer::Containerizer::assign).
     pub fn take_effects(&mut self, assign: &mut dyn FnMut(FrameworkId) -> InstanceId) -> Vec<Effect> {
-        for launch in std::mem::take(&mut self.staged) {
-            self.release(launch, assign);
+        while !self.staged.is_empty() {
+            for launch in std::mem::take(&mut self.staged) {
+                self.release(launch, assign);
+            }
         }
         self.finish_starting_anew();
         std::mem::take(&mut self.effects)
@@ -346,23 +348,21 @@ impl Core {
         }
         let launch = order.launch;
         self.last_seq = order.agent_seq;
-        let missing: Vec<&str> = order
-            .spec
-            .needs
-            .iter()
-            .map(String::as_str)
-            .filter(|n| !self.info.features.contains(*n))
-            .collect();
-        let missing = missing.join(", ");
         self.effects.push(Effect::Checkpoint(Record::Launch(Box::new(order.clone()))));
         self.hold(order);
+        self.staged.push(launch);
+    }
+
+    /// The end of a launch that needs what this agent does not know; it may have known when it was ordered.
+    fn unsupported(&self, task: &Task) -> Option<Status> {
+        let needs = task.order.iter().flat_map(|order| &order.spec.needs).map(String::as_str);
+        let missing: Vec<&str> = needs.filter(|need| !self.info.features.contains(*need)).collect();
         if missing.is_empty() {
-            self.staged.push(launch);
-        } else {
-            let mut status = Status::new(TaskState::Dropped, Reason::Unsupported, Source::Agent);
-            status.message = format!("this agent does not know what the task needs: {missing}");
-            self.conclude(launch, status);
+            return None;
         }
+        let mut status = Status::new(TaskState::Dropped, Reason::Unsupported, Source::Agent);
+        status.message = format!("this agent does not know what the task needs: {}", missing.join(", "));
+        Some(status)
     }
 
     /// A launch that this version cannot read was ordered: it is refused, and its number counts as seen.
@@ -452,7 +452,11 @@ impl Core {
         if event == Event::Recovered {
             self.recovered = true;
             let unheard = self.held.iter().filter(|(_, task)| task.phase == Phase::Recovering);
-            for launch in unheard.map(|(launch, _)| *launch).collect::<Vec<_>>() {
+            let unheard = unheard.map(|(launch, task)| (*launch, task.condemned.is_some()));
+            for (launch, condemned) in unheard.collect::<Vec<_>>() {
+                if condemned {
+                    self.effects.push(Effect::Kill { launch, grace_ms: 0 });
+                }
                 self.enforce_kill(launch);
             }
         }
@@ -586,24 +590,23 @@ impl Core {
 
     /// Hands a staged launch to the containerizer, unless its end was asked for first.
     fn release(&mut self, launch: LaunchId, assign: &mut dyn FnMut(FrameworkId) -> InstanceId) {
-        let Some(task) = self.held.get_mut(&launch) else { return };
-        if task.phase != Phase::Staged {
-            return;
-        }
+        let Some(task) = self.held.get(&launch).filter(|task| task.phase == Phase::Staged) else { return };
         if let Some(group) = task.group() {
             return self.release_group(group, assign);
         }
-        if task.forget {
-            return self.finish_forget(launch);
-        }
+        // Also of one that is to be forgotten, of which nothing is said: an executor's tasks end with it.
         if let Some(kill) = task.kill {
             let mut status = Status::new(TaskState::Killed, Reason::KilledDuringLaunch, Source::Agent);
             status.message = format!("never started: its end was asked for first ({})", kill.reason);
             return self.conclude(launch, status);
         }
+        if let Some(status) = self.unsupported(task) {
+            return self.conclude(launch, status);
+        }
         if let Some(executor) = task.executor() {
             return self.hand(executor, &[launch]);
         }
+        let Some(task) = self.held.get_mut(&launch) else { return };
         let instance = assign(task.framework());
         let order = task.order.clone().expect("only a launch that could be read is staged");
         task.phase = Phase::Launching;
@@ -628,10 +631,12 @@ impl Core {
         if status.wall_ms == 0 {
             status.wall_ms = self.wall_ms;
         }
-        if status.state.is_terminal() {
+        let ends = status.state.is_terminal();
+        if ends {
             task.phase = Phase::Ended;
         }
-        let status = task.updates.push(status);
+        let (group, status) = (task.group().filter(|_| ends), task.updates.push(status));
+        self.look_at(group);
         self.effects.push(Effect::Checkpoint(Record::Status { launch, status: status.clone() }));
         self.send(AgentReport::Status { launch, status });
     }
@@ -647,7 +652,9 @@ impl Core {
 
     /// Lets go of a launch; the executor that it was handed to, if it was one's.
     fn let_go(&mut self, launch: LaunchId) -> Option<LaunchId> {
-        let executor = self.held.remove(&launch)?.executor()?;
+        let task = self.held.remove(&launch)?;
+        self.look_at(task.group());
+        let executor = task.executor()?;
         if let Some(tasks) = self.tasks_of.get_mut(&executor) {
             tasks.remove(&launch);
             if tasks.is_empty() {

@@ -217,6 +217,10 @@ impl Core {
         let recovered = epoch.generation > self.identity.epoch.generation;
         let identity =
             super::Identity { agent: Some(agent), cluster: Some(cluster), epoch, ..self.identity.clone() };
+        // Before the generation is: once that is written down, nothing tells any more that the number is too high.
+        if !registered {
+            self.set_seen(if recovered { last_seq } else { last_seq.max(self.last_seq) });
+        }
         if identity != self.identity {
             self.identity = identity;
             self.persist_identity();
@@ -224,7 +228,6 @@ impl Core {
         if registered {
             return self.say_hello();
         }
-        self.set_seen(if recovered { last_seq } else { last_seq.max(self.last_seq) });
         let ping_ms = if ping_ms == 0 { HEARTBEAT_MS } else { ping_ms };
         let silence_ms = ping_ms.saturating_mul(5) / 2;
         self.session = Session::Open { epoch, heard_ms, silence_ms };

@@ -336,6 +336,11 @@ fn what_is_not_understood_is_not_launched() {
     );
     let message = &story.core.launch(LaunchId(100)).unwrap().status.unwrap().message;
     assert_eq!(message, "this agent does not know what the task needs: gpu.share");
+    // Nor by an agent that was started anew before that was written down, or that knows less than the one before it.
+    let mut anew = Story::open();
+    anew.records.push(story.records[0].clone());
+    anew.restart();
+    assert_eq!(anew.effects(), ["recover []", "write 100 1:DROPPED(unsupported)"]);
 
     story.core.on_unreadable_launch(epoch(5), 2, LaunchId(101), "spec: missing");
     assert_eq!(
