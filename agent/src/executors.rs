@@ -350,6 +350,7 @@ impl Drop for Events {
 
 fn refused(refusal: &Refusal) -> Status {
     match refusal {
+        Refusal::Core(why @ ExecutorRefusal::Unsubscribed) => Status::unavailable(why.to_string()),
         Refusal::Core(why) => {
             let details = ErrorDetails::with_error_info("EXECUTOR_ENDING", status::DOMAIN, []);
             Status::with_error_details(Code::FailedPrecondition, why.to_string(), details)

@@ -365,3 +365,44 @@ fn a_rewritten_checkpoint_says_the_same_of_executors() {
     };
     assert_eq!(of(story.core.records()), of(story.records.clone()));
 }
+
+/// An answer may be lost with the agent; the stream of the next one is opened in its own time.
+#[test]
+fn who_repeats_itself_before_it_subscribes_is_no_liar() {
+    let mut story = Story::with_executor();
+    story.orders(5, vec![task(2, 60)]);
+    let over = vec![update(60, 1, TaskState::Finished)];
+    story.updates(over.clone());
+    story.restart();
+    story.effects();
+    story.event(started(50));
+    story.attach(5);
+    assert_eq!(story.orders(5, vec![confirm(60, 1)]), ["write forgotten 60"]);
+    let early = story.core.on_executor_updates(EXECUTOR, over.clone());
+    assert_eq!(early, Err(ExecutorRefusal::Unsubscribed));
+    assert_eq!(story.effects(), [""; 0]);
+    story.subscribe(1, &[60]);
+    assert_eq!(story.updates(over), [""; 0], "nobody asks for it any more");
+}
+
+#[test]
+fn a_condemned_executor_is_ended_under_a_supervisor_that_hangs() {
+    let mut story = Story::with_executor();
+    story.core.on_executor_updates(EXECUTOR, vec![update(99, 1, TaskState::Running)]).unwrap_err();
+    story.effects();
+    story.restart();
+    assert_eq!(story.effects(), ["recover [50]"]);
+    // Nothing was heard of it.
+    assert_eq!(story.event(Event::Recovered), ["kill 50 0"]);
+}
+
+#[test]
+fn an_executor_that_is_forgotten_before_it_starts_leaves_no_task() {
+    let mut story = Story::open();
+    story.orders(5, vec![executor(1), task(2, 60)]);
+    story.orders(5, vec![AgentOrder::Forget { launch: EXECUTOR }]);
+    story.event(Event::NotStarted { launch: EXECUTOR });
+    assert!(story.core.launch(EXECUTOR).is_none());
+    let over = story.status_of(60);
+    assert_eq!((over.state, over.reason), (TaskState::Dropped, Reason::ExecutorEnded));
+}

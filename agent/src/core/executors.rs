@@ -11,12 +11,11 @@
 //!                          └────► condemned ◄┘
 //! ```
 
-use std::collections::BTreeSet;
-
 use proffer_types::container::Burst;
 use proffer_types::event::LaunchKind;
 use proffer_types::executor::{ExecutorEvent, ExecutorUpdate};
 use proffer_types::limits::KILL_GRACE_MS;
+use proffer_types::recent::Recent;
 use proffer_types::resources::bytes;
 use proffer_types::{LaunchId, Reason, Source, Status, TaskState};
 
@@ -27,25 +26,31 @@ use super::{Core, Effect, Phase, Record};
 const ENDED_MAX: usize = 16_384;
 
 /// An executor whose container runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Link {
     /// The stream that is open.
     stream: Option<u64>,
+    /// Whether it has had one in this life of the agent.
+    subscribed: bool,
     /// When it must have a stream.
     subscribe_by: Option<u64>,
     /// When its container is killed, because it was told to shut down.
     kill_at: Option<u64>,
     /// Launches of it that are held no more.
-    ended: BTreeSet<LaunchId>,
+    ended: Recent<LaunchId>,
     /// What its container was last allowed: processor time (milli) and memory (bytes).
     size: Option<(u64, u64)>,
 }
 
 impl Link {
-    fn remember_ended(&mut self, launch: LaunchId) {
-        self.ended.insert(launch);
-        if self.ended.len() > ENDED_MAX {
-            self.ended.pop_first();
+    fn new(subscribe_by: u64) -> Self {
+        Self {
+            stream: None,
+            subscribed: false,
+            subscribe_by: Some(subscribe_by),
+            kill_at: None,
+            ended: Recent::new(ENDED_MAX),
+            size: None,
         }
     }
 }
@@ -56,6 +61,9 @@ pub enum ExecutorRefusal {
     /// It ends, or has ended.
     #[error("this executor is being ended")]
     Ending,
+    /// It has not yet said what it has since this agent was started: what it says is not understood without.
+    #[error("subscribe first: the agent was started anew")]
+    Unsubscribed,
     /// It has just said what cannot be, and is ended for that.
     #[error("{0}: this executor is being ended")]
     Misbehaved(String),
@@ -82,9 +90,10 @@ impl Core {
         }
         let Some(link) = self.links.get_mut(&executor) else { return Err(ExecutorRefusal::Ending) };
         link.stream = Some(stream);
+        link.subscribed = true;
         link.subscribe_by = None;
         for launch in launches.iter().filter(|launch| !handed.iter().any(|(known, _)| known == *launch)) {
-            link.remember_ended(*launch);
+            link.ended.insert(*launch);
         }
         self.greet(executor);
         self.resize(executor);
@@ -142,6 +151,11 @@ impl Core {
         updates: Vec<ExecutorUpdate>,
     ) -> Result<(), ExecutorRefusal> {
         self.hears(executor)?;
+        // It may repeat the end of a task that was confirmed and forgotten before an agent's restart: whose that was is
+        // known from the list of launches that it subscribes with.
+        if self.links.get(&executor).is_none_or(|link| !link.subscribed) {
+            return Err(ExecutorRefusal::Unsubscribed);
+        }
         let ends = updates.iter().any(|update| update.state.is_terminal());
         for update in updates {
             if let Err(what) = self.on_executor_update(executor, update) {
@@ -240,8 +254,8 @@ impl Core {
 
     /// An executor's container runs.
     pub(super) fn on_executor_started(&mut self, executor: LaunchId) {
-        let subscribe_by = Some(self.now_ms.saturating_add(self.registration_ms));
-        self.links.insert(executor, Link { subscribe_by, ..Link::default() });
+        let subscribe_by = self.now_ms.saturating_add(self.registration_ms);
+        self.links.insert(executor, Link::new(subscribe_by));
         self.effects.push(Effect::Listen(executor));
         if self.held[&executor].condemned.is_some() {
             self.effects.push(Effect::Kill { launch: executor, grace_ms: 0 });
@@ -396,7 +410,7 @@ impl Core {
     /// Nothing more is to be known of a task of an executor.
     pub(super) fn remember_ended(&mut self, executor: LaunchId, launch: LaunchId) {
         if let Some(link) = self.links.get_mut(&executor) {
-            link.remember_ended(launch);
+            link.ended.insert(launch);
         }
     }
 

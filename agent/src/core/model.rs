@@ -332,11 +332,11 @@ impl World {
             }
             3 | 4 => some.into_iter().for_each(|launch| executing.say(launch, TaskState::Running)),
             5 => some.into_iter().for_each(|launch| executing.say(launch, TaskState::Finished)),
-            _ if executing.stream.is_some() => {
+            // It may not know yet that the agent is another one.
+            _ => {
                 let taken = core.on_executor_updates(executor, executing.unanswered.clone());
                 self.calling = taken.is_ok().then_some(executor);
             }
-            _ => {}
         }
     }
 

@@ -31,13 +31,14 @@
 //! # }
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use proffer_types::executor::{ExecutorEvent, ExecutorUpdate};
 use proffer_types::limits::{EXECUTOR_MESSAGE_BYTES_MAX, EXECUTOR_UPDATES_MAX, STATUS_DATA_BYTES_MAX};
+use proffer_types::recent::Recent;
 use proffer_types::{AgentId, ClusterId, ExecutorId, FrameworkId, LaunchId, TaskState};
 use proffer_wire::executor::v1 as pb;
 use proffer_wire::executor::v1::executor_service_client::ExecutorServiceClient;
@@ -247,10 +248,10 @@ pub async fn run_at(socket: &Path, mut executor: impl Executor) -> Result<(), En
 }
 
 /// What the executor has, and what it has to say.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tasks {
     live: BTreeMap<LaunchId, Said>,
-    done: BTreeSet<LaunchId>,
+    done: Recent<LaunchId>,
     /// Not yet answered, in order.
     queue: VecDeque<(ExecutorUpdate, oneshot::Sender<Result<(), UpdateError>>)>,
 }
@@ -260,6 +261,12 @@ struct Tasks {
 struct Said {
     seq: u32,
     state: Option<TaskState>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self { live: BTreeMap::new(), done: Recent::new(DONE_MAX), queue: VecDeque::new() }
+    }
 }
 
 impl Tasks {
@@ -320,9 +327,6 @@ impl Tasks {
             if update.state.is_terminal() {
                 self.live.remove(&update.launch);
                 self.done.insert(update.launch);
-                if self.done.len() > DONE_MAX {
-                    self.done.pop_first();
-                }
             }
         }
     }

@@ -19,6 +19,7 @@ pub mod image;
 pub mod limits;
 pub mod names;
 pub mod offer;
+pub mod recent;
 pub mod resources;
 pub mod task;
 pub mod time;
