@@ -22,7 +22,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use proffer_launcher::seqpacket::{self, Receiver};
 
 use crate::files::{Files, Kept};
-use crate::gather::Gather;
+use crate::gather::{Gather, Talk};
 use crate::pump_protocol::{Add, Order, Position, Rotation, TOLD_MAX, Told, Which};
 use crate::waste::Waste;
 
@@ -188,7 +188,7 @@ impl Pump {
         let took = if throws { now.elapsed() } else { Duration::ZERO };
         let rests = !ended
             && (self.waste.threw(token, stream.dropped - before, took, now)
-                || self.gather.moved(token, &mut stream.little_at, moved, now));
+                || self.gather.moved(token, &mut stream.talk, moved, now));
         // Closing would not do: the supervisor has the pipe too. And watched for nothing, one that rests would still wake
         // us for its end, again and again.
         self.watch(token, !ended && !rests)?;
@@ -237,6 +237,9 @@ impl Pump {
     fn wake(&mut self) -> io::Result<()> {
         let now = Instant::now();
         for token in self.waste.rested(now).into_iter().chain(self.gather.rested(now)) {
+            if let Some(stream) = self.streams.get_mut(&token) {
+                stream.talk.rested(now);
+            }
             self.watch(token, true)?;
         }
         Ok(())
@@ -259,7 +262,8 @@ impl Pump {
                         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
                     ) =>
                 {
-                    self.control = None;
+                    // Nobody is there to hear it. What was sent before that is read yet, to its end.
+                    self.untold.clear();
                     return Ok(());
                 }
                 // A supervisor that is there waits for this process to end before it starts another, which is told
@@ -330,8 +334,7 @@ struct Stream {
     /// How many of them were told, and when.
     dropped_told: u64,
     told_at: Option<Instant>,
-    /// When a turn moved little last.
-    little_at: Option<Instant>,
+    talk: Talk,
     /// Whoever still holds the other end has nothing more to say here.
     closing: bool,
 }
@@ -342,6 +345,7 @@ impl Stream {
         Stream {
             logs: add.logs,
             which,
+            talk: Talk::of(&pipe),
             pipe,
             watched: false,
             files: Files::new(which, add.rotation, dir, position.offset, add.new),
@@ -349,7 +353,6 @@ impl Stream {
             dropped: position.dropped,
             dropped_told: position.dropped,
             told_at: None,
-            little_at: None,
             closing: add.closing,
         }
     }

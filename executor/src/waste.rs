@@ -77,9 +77,9 @@ impl Waste {
 
 #[cfg(test)]
 impl Waste {
-    /// How much may have been thrown away in such a time.
+    /// How much may have been thrown away in such a time: it may begin with the end of a period.
     pub(crate) fn most_in(time: Duration) -> u64 {
-        BYTES + BYTES * time.as_micros() as u64 / PERIOD.as_micros() as u64
+        2 * BYTES + BYTES * time.as_micros() as u64 / PERIOD.as_micros() as u64
     }
 }
 

@@ -194,10 +194,10 @@ fn recv_into<'a>(
     let (length, flags, descriptors) = loop {
         match recv_message(connection, buffer) {
             Ok(received) => break received,
-            Err(Errno::EINTR) => {}
+            // The peer closed with datagrams of ours unread, which is told once and before what it had sent
+            // (sock_error in the kernel takes the error away): that comes next, and then the end.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
             Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
-            // A peer that closed with unread data: for this side the connection is at its end.
-            Err(Errno::ECONNRESET) => return Ok(None),
             Err(error) => return Err(Error::Io { operation: "recvmsg", source: error.into() }),
         }
     };
@@ -264,9 +264,10 @@ fn next_length(connection: BorrowedFd<'_>) -> Result<Option<usize>, Error> {
     loop {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
         match nix::sys::socket::recv(connection.as_raw_fd(), &mut [], flags) {
-            Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
+            Ok(0) => return Ok(None),
             Ok(length) => return Ok(Some(length)),
-            Err(Errno::EINTR) => {}
+            // As above.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
             Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
             Err(error) => return Err(Error::Io { operation: "recv", source: error.into() }),
         }
