@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -134,16 +134,21 @@ impl Logs {
 
     /// A launch has ended: what it wrote is written, if there is something.
     pub(crate) fn on_end(&mut self, serial: u64, poller: &Poller) {
-        let Some(streams) = self.streams.get_mut(&serial).filter(|streams| !streams.handed_over) else {
-            return;
-        };
-        let found = look(&streams.streams);
-        for (stream, found) in streams.streams.iter_mut().zip(found) {
-            stream.take_if(|_| found == PollFlags::POLLHUP);
+        let Some(streams) = self.streams.get_mut(&serial) else { return };
+        if !streams.handed_over {
+            let found = look(&streams.streams);
+            for (stream, found) in streams.streams.iter_mut().zip(found) {
+                stream.take_if(|_| found == PollFlags::POLLHUP);
+            }
         }
-        match streams.streams.iter().all(Option::is_none) {
-            true => drop(self.streams.remove(&serial)),
-            false => self.hand_over(serial, poller),
+        let mut left = streams.streams.iter().flatten().peekable();
+        if left.peek().is_none() {
+            self.streams.remove(&serial);
+        } else if left.any(|stream| stream.pipe.is_terminal()) {
+            // Nobody opens it again, which the pump cannot know.
+            self.close(serial, poller);
+        } else {
+            self.hand_over(serial, poller);
         }
     }
 

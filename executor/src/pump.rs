@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -144,6 +144,12 @@ impl Pump {
                 Err(error) => return Err(io::Error::other(error)),
             }
         }
+        if self.control.is_none() {
+            let hung_up = self.streams.iter().filter(|(_, stream)| stream.watched == Watched::Edge);
+            for token in hung_up.map(|(token, _)| *token).collect::<Vec<_>>() {
+                self.close(token)?;
+            }
+        }
         Ok(())
     }
 
@@ -175,10 +181,15 @@ impl Pump {
         // Kept or not, what it has takes a turn; what would only be thrown away waits for its time. Its end does not.
         let throws = stream.budget.left(now) == 0;
         if throws && !stream.closing && ready != Some(Ready::End) && self.waste.rests(token) {
-            return self.watch(token, false);
+            return self.watch(token, Watched::No);
         }
         let (before, offset) = (stream.dropped, stream.files.offset());
-        let ended = stream.turn(ready, &self.null, now) == Progress::Ended;
+        let progress = stream.turn(ready, &self.null, now);
+        if progress == Progress::HungUp && self.control.is_none() {
+            // Nobody will say that it is over.
+            return self.close(token);
+        }
+        let ended = progress == Progress::Ended;
         let moved = stream.files.offset() - offset;
         if ended || stream.loss_is_due(now) {
             self.untold.push_back(stream.told(ended, now));
@@ -186,27 +197,36 @@ impl Pump {
         self.losses_due = earlier(self.losses_due, stream.loss_due());
         // What was written as well may have waited for a disk.
         let took = if throws { now.elapsed() } else { Duration::ZERO };
-        let rests = !ended
+        let rests = progress == Progress::Waiting
             && (self.waste.threw(token, stream.dropped - before, took, now)
                 || self.gather.moved(token, &mut stream.talk, moved, now));
         // Closing would not do: the supervisor has the pipe too. And watched for nothing, one that rests would still wake
         // us for its end, again and again.
-        self.watch(token, !ended && !rests)?;
+        let how = match () {
+            () if ended || rests => Watched::No,
+            // Its hang-up is no news, and what is written after that is.
+            () if progress == Progress::HungUp => Watched::Edge,
+            () => Watched::Level,
+        };
+        self.watch(token, how)?;
         if ended {
             self.streams.remove(&token);
         }
         Ok(())
     }
 
-    /// Watches a stream from now on, or no longer.
-    fn watch(&mut self, token: u64, watched: bool) -> io::Result<()> {
+    /// Watches a stream like this from now on.
+    fn watch(&mut self, token: u64, how: Watched) -> io::Result<()> {
         let Some(stream) = self.streams.get_mut(&token) else { return Ok(()) };
-        match (stream.watched, watched) {
-            (false, true) => self.epoll.add(&stream.pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?,
-            (true, false) => self.epoll.delete(&stream.pipe)?,
-            _ => {}
+        let edge = if how == Watched::Edge { EpollFlags::EPOLLET } else { EpollFlags::empty() };
+        let mut event = EpollEvent::new(EpollFlags::EPOLLIN | edge, token);
+        match (stream.watched, how) {
+            (before, now) if before == now => {}
+            (Watched::No, _) => self.epoll.add(&stream.pipe, event)?,
+            (_, Watched::No) => self.epoll.delete(&stream.pipe)?,
+            _ => self.epoll.modify(&stream.pipe, &mut event)?,
         }
-        stream.watched = watched;
+        stream.watched = how;
         Ok(())
     }
 
@@ -240,7 +260,7 @@ impl Pump {
             if let Some(stream) = self.streams.get_mut(&token) {
                 stream.talk.rested(now);
             }
-            self.watch(token, true)?;
+            self.watch(token, Watched::Level)?;
         }
         Ok(())
     }
@@ -290,7 +310,19 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Waiting,
+    /// Nobody has the other side of a terminal, which a task may open again by its name.
+    HungUp,
     Ended,
+}
+
+/// How epoll watches a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watched {
+    No,
+    /// Woken for as long as there is something.
+    Level,
+    /// Woken when something comes.
+    Edge,
 }
 
 /// How much of a stream may be kept. A second's worth is kept in one piece and then nothing until the next second: a
@@ -325,8 +357,8 @@ struct Stream {
     logs: u64,
     which: Which,
     pipe: OwnedFd,
-    /// By epoll.
-    watched: bool,
+    watched: Watched,
+    terminal: bool,
     files: Files,
     budget: Budget,
     /// Bytes thrown away since the stream began, by this pump and those before it.
@@ -346,8 +378,9 @@ impl Stream {
             logs: add.logs,
             which,
             talk: Talk::of(&pipe),
+            terminal: pipe.is_terminal(),
             pipe,
-            watched: false,
+            watched: Watched::No,
             files: Files::new(which, add.rotation, dir, position.offset, add.new),
             budget: Budget { per_second: bytes_per_second, since: Instant::now(), kept: 0 },
             dropped: position.dropped,
@@ -362,6 +395,9 @@ impl Stream {
     fn turn(&mut self, mut ready: Option<Ready>, null: &OwnedFd, now: Instant) -> Progress {
         let turns = if self.closing { PIPE_BYTES_MAX.div_ceil(TURN_BYTES) } else { 1 };
         let ended = (0..turns).any(|_| self.take_turn(ready.take(), null, now) == Progress::Ended);
+        if ended && self.terminal && !self.closing {
+            return Progress::HungUp;
+        }
         if ended || self.closing {
             self.files.end();
             return Progress::Ended;

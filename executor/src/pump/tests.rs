@@ -218,8 +218,56 @@ fn a_terminal_is_read_to_its_end() {
     fixture.stream = reopen(&fixture.dir, pty.master, 100);
     fixture.write = Some(pty.slave.into());
     fixture.write(b"hello\n");
+    fixture.stream.closing = true;
     fixture.end();
     assert_eq!(fixture.files(), files(&[("stdout.0", "hello\r\n")]));
+}
+
+/// A task may close its terminal, and open it again by its name.
+#[test]
+fn a_terminal_is_read_until_it_is_closed() {
+    for supervised in [true, false] {
+        let mut fixture = fixture(100, true);
+        let (supervisor, control) = seqpacket::pair().expect("sockets");
+        let mut pump = Pump::new(control).expect("a pump");
+        let pty = nix::pty::openpty(None, None).expect("a terminal");
+        let again = nix::unistd::ttyname(&pty.slave).expect("its name");
+        let terminal = || File::options().write(true).open(&again).expect("the terminal");
+        fixture.stream = reopen(&fixture.dir, pty.master, 100);
+        drop(pty.slave);
+        let token = token(fixture.stream.logs, Which::Stdout);
+        pump.streams.insert(token, std::mem::replace(&mut fixture.stream, spare(&fixture.dir)));
+        let hung_up = |pump: &mut Pump| {
+            pump.on_stream(token, None).expect("a turn");
+            // It says so once more, and then no longer.
+            while pump.epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO).expect("waited") > 0 {}
+            assert_eq!(pump.streams[&token].watched, Watched::Edge);
+        };
+        hung_up(&mut pump);
+        for word in ["hello", "again"] {
+            let mut terminal = terminal();
+            terminal.write_all(word.as_bytes()).expect("room");
+            pump.round().expect("a round");
+            assert_eq!(pump.streams[&token].watched, Watched::Level);
+            drop(terminal);
+            hung_up(&mut pump);
+        }
+        assert!(pump.untold.is_empty());
+        match supervised {
+            true => pump.close(token).expect("closed"),
+            false => {
+                drop(supervisor);
+                pump.round().expect("a round");
+            }
+        }
+        assert!(pump.streams.is_empty(), "supervised: {supervised}");
+        assert_eq!(fixture.files(), files(&[("stdout.0", "helloagain")]));
+    }
+}
+
+/// One whose writer is gone.
+fn spare(dir: &tempfile::TempDir) -> Stream {
+    reopen(dir, nix::unistd::pipe().expect("pipe").0, 1)
 }
 
 #[test]

@@ -376,6 +376,21 @@ fn a_task_with_a_terminal_is_logged_and_can_be_typed_to() {
 }
 
 #[test]
+fn a_terminal_may_be_closed_and_opened_again() {
+    for mode in modes() {
+        let node = Node::start(mode);
+        let agent = node.connect();
+        let text = "t=$(tty); echo one; sleep 0.1; exec <&- >&- 2>&-; sleep 0.1; \
+                    echo two >$t; echo three >$t";
+        node.launch(&agent, Launch { tty: true, rows: 20, cols: 70, ..node.request(1, text) });
+        agent.launched(1);
+        let exited = agent.exited(1);
+        assert_eq!((exited.wait_status, exited.logs_complete), (0, true), "{}", node.log(1, "stdout.0"));
+        assert_eq!(node.log(1, "stdout.0"), "one\r\ntwo\r\nthree\r\n");
+    }
+}
+
+#[test]
 fn an_executor_is_listened_to_over_restarts_of_the_agent() {
     for mode in modes() {
         let node = Node::start(mode);
