@@ -472,8 +472,9 @@ async fn bash_completes_verbs_flags_and_ids() {
 async fn output_is_followed_as_it_comes() {
     let _machine = alone().await;
     let cluster = cluster().await;
-    let script =
-        "mkfifo pipe; while :; do read -r line < pipe; echo \"$line\"; [ \"$line\" = last ] && exit 0; done";
+    // It holds the pipe's writing end too: so none that leaves is an empty line.
+    let script = "mkfifo pipe; exec 3<> pipe; \
+         while read -r line <&3; do echo \"$line\"; [ \"$line\" = last ] && exit 0; done";
     start(&cluster, "echo", script).await;
     let mut follow = cluster.proffer(&cluster.addresses(), &["task", "logs", "-f", "echo"]).spawn().unwrap();
     let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
