@@ -1,13 +1,15 @@
 //! User namespaces: a range of the host's ids that are 0, 1, … inside a container, and mounts that show files as
 //! theirs.
 
-use std::ffi::{c_int, c_void};
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::OFlag;
 
 use crate::error::{Error, Step};
 use crate::spawn::errno_of;
-use crate::sys;
+use crate::sys::{self, CloneArgs};
 
 /// Consecutive ids of the host, of users and groups alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +37,7 @@ impl UserNamespace {
         if range.count == 0 || range.first == 0 || range.first.checked_add(range.count).is_none() {
             return Err(failed(&format!("{range:?}"), libc::EINVAL));
         }
-        let holder = Holder::start().map_err(|errno| failed("clone", errno))?;
+        let holder = Holder::start(range.first).map_err(|errno| failed("make", errno))?;
         let dir = format!("/proc/{}", holder.pid);
         let map = format!("0 {} {}", range.first, range.count);
         // Projects too: any process of the namespace may write that map once, which would outlive it.
@@ -71,37 +73,69 @@ impl UserNamespace {
 /// A process that does nothing but be in the namespace until it has a descriptor.
 struct Holder {
     pid: i32,
-    _stack: Box<[u128]>,
 }
 
 impl Holder {
-    fn start() -> Result<Self, sys::Errno> {
-        extern "C" fn hold(parent: *mut c_void) -> c_int {
-            // SAFETY: integers only. All signals are blocked, so that nothing here returns an error and touches the
-            // errno that it shares with its parent.
-            unsafe {
-                // An orphan would stay for good, with copies of all that its parent had open.
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                if libc::getppid() as usize != parent.addr() {
-                    libc::_exit(1);
-                }
-                loop {
-                    libc::pause();
-                }
-            }
-        }
-        let mut stack = vec![0u128; 256].into_boxed_slice();
+    /// Makes the namespace as this user and group of the host's. What the processes of a namespace take of what the
+    /// kernel counts by user (inotify, pending signals, message queues, locked memory) it counts for the namespace's
+    /// maker as well (ucounts, Linux 5.14): made by root, they would take it from root, and so from each other.
+    fn start(owner: u32) -> Result<Self, sys::Errno> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| errno as i32)?;
         let mask = sys::block_all_signals();
-        // SAFETY: it shares this process's memory, of which it uses its own stack only, and is gone before that
-        // is freed. Without an exit signal its end is nobody's business but ours.
-        let pid = unsafe {
-            let flags = libc::CLONE_NEWUSER | libc::CLONE_VM;
-            let own = std::ptr::without_provenance_mut(libc::getpid() as usize);
-            sys::check_int(libc::clone(hold, stack.as_mut_ptr_range().end.cast(), flags, own))
-        };
+        let parent = std::process::id();
+        // A copy, and not `CLONE_VM`: a change of user makes all who share the memory undumpable. Without an exit signal
+        // its end is nobody's business but ours.
+        // SAFETY: the child makes system calls only.
+        let cloned = unsafe { sys::clone3(&CloneArgs::default()) };
+        if cloned == Ok(0) {
+            hold(parent, owner, write.as_raw_fd());
+        }
         sys::set_signal_mask(&mask);
-        Ok(Holder { pid: pid?, _stack: stack })
+        let holder = Holder { pid: cloned? };
+        drop(write);
+        let mut errno = [0; 4];
+        fs::File::from(read).read_exact(&mut errno).map_err(|_| libc::ESRCH)?;
+        match i32::from_ne_bytes(errno) {
+            0 => Ok(holder),
+            errno => Err(errno),
+        }
     }
+}
+
+/// The holder's life. It says by `ready` that it is in its namespace, or why it is not.
+fn hold(parent: u32, owner: u32, ready: RawFd) -> ! {
+    let errno = own_namespace(parent, owner).err().unwrap_or(0).to_ne_bytes();
+    // SAFETY: four bytes of this stack; the rest takes integers.
+    unsafe {
+        libc::write(ready, errno.as_ptr().cast(), errno.len());
+        loop {
+            libc::pause();
+        }
+    }
+}
+
+fn own_namespace(parent: u32, owner: u32) -> Result<(), sys::Errno> {
+    let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // How many processes its maker may have is how many a namespace may, and for root that was no limit: containers
+    // have one of their own.
+    // SAFETY: one rlimit.
+    let unlimited = unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &all) };
+    sys::check_int(unlimited)?;
+    // It keeps its capabilities, for where others may not make user namespaces.
+    sys::prctl(libc::PR_SET_SECUREBITS, libc::SECBIT_NO_SETUID_FIXUP as libc::c_ulong)?;
+    sys::setresgid(owner)?;
+    sys::setresuid(owner)?;
+    // SAFETY: integers only.
+    sys::check_int(unsafe { libc::unshare(libc::CLONE_NEWUSER) })?;
+    sys::prctl(libc::PR_SET_DUMPABLE, 0)?;
+    // After the change of user, which clears it. An orphan would stay for good, with copies of all that its parent had
+    // open.
+    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
+    // SAFETY: takes nothing.
+    if unsafe { libc::getppid() } as u32 != parent {
+        sys::exit(1);
+    }
+    Ok(())
 }
 
 impl Drop for Holder {

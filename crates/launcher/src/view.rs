@@ -42,7 +42,8 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), Failed> {
     } else {
         step(Step::MountShm, tmpfs(c"/dev/shm", quiet))?;
     }
-    let options = c"newinstance,ptmxmode=0666,mode=0620";
+    // The kernel has 3,072 terminals for all instances of devpts but the host's.
+    let options = c"newinstance,ptmxmode=0666,mode=0620,max=64";
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
     let pts = sys::mount(Some(c"devpts"), c"/dev/pts", Some(c"devpts"), flags, Some(options));
     step(Step::MountPts, pts)?;

@@ -1,7 +1,7 @@
 //! What the tests start containers with.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -274,6 +274,14 @@ impl Probes {
         let env = format!("PROFFER_PROBE={name}");
         let mounts = [&[self.mount()], options.mounts].concat();
         start(&PROBE, &Options { env: &env, mounts: &mounts, ..*options }).expect("spawn")
+    }
+
+    /// A container that has taken all of something that there is for it, and how many that were.
+    pub(crate) fn takes_all(&self, what: &str, options: &Options<'_>) -> (Container, usize) {
+        let (container, read) = self.start(&format!("takes {what}"), options);
+        let mut lines = BufReader::new(read).lines().map(|line| line.expect("output"));
+        let took = lines.find_map(|line| line.split_once("took: ")?.1.parse().ok());
+        (container, took.expect("it says how many"))
     }
 
     /// Runs a probe in a container.

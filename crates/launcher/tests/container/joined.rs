@@ -131,6 +131,17 @@ fn read_until(file: &mut fs::File, end: &str) -> String {
     output
 }
 
+/// The kernel counts terminals for all instances of devpts together.
+#[test]
+fn a_container_cannot_have_all_terminals() {
+    if !root() {
+        return;
+    }
+    let probes = Probes::new("terminals");
+    let (_container, took) = probes.takes_all("terminals", &linux());
+    assert_eq!(took, 64);
+}
+
 #[test]
 fn a_terminal_is_the_containers_own() {
     if !root() {

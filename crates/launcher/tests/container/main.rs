@@ -22,6 +22,8 @@
 //! to exchange directories under a launch               escape::a_neighbour_that_exchanges_directories_changes_no_launch
 //! a working directory of /proc/self/fd/N               escape::no_descriptor_number_is_a_way_to_a_directory
 //! a terminal that is not its own                       joined::a_terminal_is_the_containers_own
+//! all terminals of the host                            joined::a_container_cannot_have_all_terminals
+//! what the kernel counts by user                       user_namespace::what_one_takes_is_not_taken_from_others
 //! the agent's and supervisor's sockets                 escape::the_control_socket_is_out_of_reach_for_everyone
 //! anything of /proc, /sys, /dev open for writing       escape::nothing_of_the_host_can_be_opened_for_writing
 //! capabilities, cgroupfs, masks swapped, /proc files,

@@ -22,6 +22,7 @@ fn entry() {
         "walk" => walk(),
         "trace" => trace(),
         "hold" => hold(),
+        "takes" => takes(argument),
         "swap" => swap(Path::new(argument)),
         "idle" => {}
         "whoami" => whoami(),
@@ -599,6 +600,21 @@ fn hold() {
     // SAFETY: integers only.
     while !(2..100).any(|pid| pid != own && unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) } == 0) {}
     println!("held");
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
+/// Takes all that there is for it, and keeps it.
+fn takes(what: &str) {
+    // SAFETY: integers only, and C strings.
+    let take = |_: &u32| unsafe {
+        match what {
+            "inotify" => libc::inotify_init1(0) >= 0,
+            _ => libc::open(c"/dev/ptmx".as_ptr(), libc::O_RDWR | libc::O_NOCTTY) >= 0,
+        }
+    };
+    println!("took: {}", (0..1_000).take_while(take).count());
     loop {
         std::thread::sleep(std::time::Duration::from_secs(1));
     }

@@ -1,7 +1,7 @@
 //! Containers whose users are nobody on the host.
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 
 use proffer_launcher::{
@@ -129,6 +129,30 @@ fn nothing_can_be_written_into_the_namespace_for_who_comes_next() {
     let words = ran.output.split_whitespace().collect::<Vec<_>>().join(" ");
     let map = format!("0 {} {}", IDS.first, IDS.count);
     assert_eq!(words, format!("{map} {map} {map} allow"));
+}
+
+/// What the kernel counts by user is counted for the range's own user, and not for root, whom all share.
+#[test]
+fn what_one_takes_is_not_taken_from_others() {
+    if !root() {
+        return;
+    }
+    let Some(first) = user_namespace() else { return };
+    let range = IdRange { first: IDS.first + IDS.count, ..IDS };
+    let second = UserNamespace::new(range).expect("another");
+    for namespace in [&first, &second] {
+        let mut owner = u32::MAX;
+        // SAFETY: it writes one user id.
+        let asked =
+            unsafe { libc::ioctl(namespace.fd().as_raw_fd(), libc::NS_GET_OWNER_UID, &raw mut owner) };
+        assert_eq!((asked, owner), (0, namespace.range().first));
+    }
+    let probes = Probes::new("inotify");
+    let takes_all =
+        |namespace| probes.takes_all("inotify", &Options { user_namespace: Some(namespace), ..linux() });
+    let (_greedy, had) = takes_all(&first);
+    assert!(had > 0);
+    assert_eq!(takes_all(&second).1, had, "as if the first had none");
 }
 
 #[test]
