@@ -258,12 +258,17 @@ fn die_with_parent(plan: &Plan) -> Result<(), Failed> {
     if !plan.linux && plan.join < 0 {
         step(Step::Subreaper, sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1))?;
     }
-    // A parent that died before this is seen by the closed socket: in a new pid namespace getppid is 0
-    // whether it lives or not.
-    let mut poll = libc::pollfd { fd: plan.status, events: 0, revents: 0 };
-    // SAFETY: one entry.
-    unsafe { libc::poll(&mut poll, 1, 0) };
-    if poll.revents & libc::POLLHUP != 0 {
+    // A parent that died before this is not told. In a new pid namespace getppid is 0 whether it lives or not, and what
+    // was cloned after this process may have a copy of the other end of the socket. The kernel looks for whom to
+    // tell of a death, and makes it visible, under one lock, which looking for children of our own takes: so whoever
+    // is not seen to be dead now will tell.
+    let mut poll = libc::pollfd { fd: plan.parent, events: libc::POLLIN, revents: 0 };
+    // SAFETY: no status is written; one entry.
+    unsafe {
+        libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG);
+        libc::poll(&mut poll, 1, 0);
+    }
+    if poll.revents != 0 {
         sys::exit(1);
     }
     Ok(())

@@ -11,7 +11,7 @@ use crate::child::{RECORD_EXEC_FAILED, RECORD_SETUP_FAILED, run_joined};
 use crate::container::{Container, Event, Received, Signalled, decode, receive};
 use crate::error::{Error, Step};
 use crate::request::{Call, Extra, Isolation, Prepared, Request, Sandbox, prepare};
-use crate::spawn::{clone, errno_of, open_gate, status_socket};
+use crate::spawn::{clone, errno_of, open_gate, own_pidfd, status_socket};
 use crate::sys;
 
 /// Runs a program, or `call`, in the running `container`: a child of this process in the container's namespaces, with what
@@ -33,7 +33,10 @@ pub fn join(container: &Container, request: &Request<'_>, call: Option<Call<'_>>
     };
     let join = Some(container.pidfd().as_raw_fd());
     let status = childs.as_raw_fd();
-    let prepared = prepare(request, &Extra { status, sandbox, join, call, ..Extra::default() })?;
+    // What joins a container of namespaces ends with its init.
+    let own_pidfd = if linux { None } else { Some(own_pidfd()?) };
+    let parent = own_pidfd.as_ref().map(AsRawFd::as_raw_fd);
+    let prepared = prepare(request, &Extra { status, parent, sandbox, join, call, ..Extra::default() })?;
     let (pid, pidfd) = if linux {
         clone_inside(container, request, &prepared)?
     } else {

@@ -191,6 +191,8 @@ pub(crate) struct Placed {
 pub(crate) struct Plan {
     pub(crate) linux: bool,
     pub(crate) parent_pid: i32,
+    /// Readable once the parent has ended.
+    pub(crate) parent: i32,
     /// Whether user and group are to be set: always for root, never else.
     pub(crate) privileged: bool,
     /// Whether to wait for a second byte before the program.
@@ -256,6 +258,8 @@ impl Prepared {
 #[derive(Default)]
 pub(crate) struct Extra<'a> {
     pub(crate) status: i32,
+    /// A pidfd of this process, for a child that is to end with it.
+    pub(crate) parent: Option<i32>,
     /// The detached sandbox mount, or the sandbox directory of a plain process.
     pub(crate) sandbox: Option<i32>,
     /// Detached mounts, in the request's order.
@@ -283,7 +287,8 @@ pub(crate) fn prepare(request: &Request<'_>, extra: &Extra<'_>) -> Result<Prepar
     let share = request.share.map_or(-1, |container| container.pidfd().as_raw_fd());
     let join = extra.join.unwrap_or(-1);
     let stdio = [request.stdin.as_raw_fd(), request.stdout.as_raw_fd(), request.stderr.as_raw_fd()];
-    let own = [extra.status, template, sandbox, user_namespace, share, join];
+    let parent = extra.parent.unwrap_or(-1);
+    let own = [extra.status, parent, template, sandbox, user_namespace, share, join];
     let keep = kept(own.into_iter().chain(extra.mounts.iter().copied()).chain(stdio));
     if keep.iter().any(|&fd| fd < 3) {
         return Err(invalid("a descriptor below 3"));
@@ -323,6 +328,7 @@ pub(crate) fn prepare(request: &Request<'_>, extra: &Extra<'_>) -> Result<Prepar
         linux,
         // SAFETY: getpid cannot fail.
         parent_pid: unsafe { libc::getpid() },
+        parent,
         privileged,
         hold: request.hold,
         // Entering a user namespace gives all of them back.

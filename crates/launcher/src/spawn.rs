@@ -27,6 +27,7 @@ pub fn drop_bounding_set() -> Result<(), Error> {
 /// The calling thread must live as long as the container: the kernel ends init when it does not.
 pub fn spawn(request: &Request<'_>) -> Result<Container, Error> {
     let (own, childs) = status_socket()?;
+    let parent = own_pidfd()?;
     let linux = matches!(request.isolation, Isolation::Linux(_));
     // Those made here, which the child has copies of by the time they are dropped.
     let mut made = Vec::new();
@@ -40,7 +41,13 @@ pub fn spawn(request: &Request<'_>) -> Result<Container, Error> {
     let sandbox = request.sandbox.map(|source| place(source, false)).transpose()?;
     let mounts = request.mounts.iter().map(|mount| place(mount.source, mount.read_only));
     let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
-    let extra = Extra { status: childs.as_raw_fd(), sandbox, mounts, ..Extra::default() };
+    let extra = Extra {
+        status: childs.as_raw_fd(),
+        parent: Some(parent.as_raw_fd()),
+        sandbox,
+        mounts,
+        ..Extra::default()
+    };
     let prepared = prepare(request, &extra)?;
     let mut flags = 0;
     if linux {
@@ -102,6 +109,11 @@ pub(crate) fn status_socket() -> Result<(OwnedFd, OwnedFd), Error> {
     let (own, childs) = (above_stdio(own)?, above_stdio(childs)?);
     nix::fcntl::fcntl(&own, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).map_err(failed)?;
     Ok((own, childs))
+}
+
+/// A pidfd of this process, 3 or above.
+pub(crate) fn own_pidfd() -> Result<OwnedFd, Error> {
+    above_stdio(sys::own_pidfd().map_err(|errno| Error::new(Step::Pdeathsig, errno))?)
 }
 
 fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Error> {

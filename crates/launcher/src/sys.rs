@@ -2,6 +2,7 @@
 //! setuid family signals every thread it believes to exist, and a cloned child has none of them.
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_ulong};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -46,6 +47,15 @@ pub(crate) unsafe fn clone3(args: &CloneArgs) -> Result<i32, Errno> {
     // SAFETY: `args` is a complete clone_args without CLONE_VM, so that the child returns on its own copy.
     let result = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(args), size_of::<CloneArgs>()) };
     check(result).map(|pid| pid as i32)
+}
+
+/// A descriptor of this process that a child may poll for its end.
+pub(crate) fn own_pidfd() -> Result<OwnedFd, Errno> {
+    // SAFETY: integers only; the descriptor is new and owned by nobody else.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as c_int))
+    }
 }
 
 #[repr(C)]

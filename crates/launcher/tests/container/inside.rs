@@ -1,10 +1,12 @@
 //! What a container is, seen from inside and out.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use proffer_launcher::{Event, Isolation, Limit, Sandbox, Signalled, Step, Template};
 
 use crate::harness::*;
@@ -417,4 +419,38 @@ fn the_clone_enters_its_v2_group() {
     assert!(procs.lines().any(|pid| pid == container.pid().to_string()));
     container.kill();
     assert_eq!(events(&container), [Event::Started]);
+}
+
+/// A program must not begin after its supervisor has died, which may be before init has asked to be told.
+#[test]
+fn nothing_begins_without_its_supervisor() {
+    if !root() {
+        return;
+    }
+    for isolation in ["process", "linux"] {
+        let (drain, fill) = nix::unistd::pipe().expect("pipe");
+        let blocking = |is: bool| {
+            let flags = if is { OFlag::empty() } else { OFlag::O_NONBLOCK };
+            fcntl(&fill, FcntlArg::F_SETFL(flags)).expect("fcntl");
+        };
+        blocking(false);
+        while nix::unistd::write(&fill, &[b'x'; 4096]).is_ok() {}
+        blocking(true);
+        let mut supervisor = Command::new("/proc/self/exe")
+            .args(&PROBE[1..])
+            .env("PROFFER_PROBE", format!("supervise {isolation}"))
+            .stdin(fill)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a supervisor");
+        let output = BufReader::new(supervisor.stdout.take().expect("piped"));
+        let mut lines = output.lines().map(|line| line.expect("output"));
+        lines.find(|line| line.ends_with("ready")).expect("it has cloned");
+        supervisor.kill().expect("killed");
+        supervisor.wait().expect("our child");
+        // Init goes on.
+        nix::unistd::read(&drain, &mut [0; 1 << 16]).expect("drained");
+        let told = lines.find(|line| line.starts_with("its output")).expect("told when all is over");
+        assert_eq!(told, "its output: \"\"", "{isolation}");
+    }
 }

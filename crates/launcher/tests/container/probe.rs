@@ -4,12 +4,14 @@
 
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::ptr;
+
+use crate::harness::{self, Options};
 
 /// Not a test of its own: with `PROFFER_PROBE` in its environment this process is a probe, and ends as one.
 #[test]
@@ -23,6 +25,8 @@ fn entry() {
         "trace" => trace(),
         "hold" => hold(),
         "takes" => takes(argument),
+        "supervise" => supervise(argument == "linux"),
+        "supervise" => supervise(argument == "linux"),
         "swap" => swap(Path::new(argument)),
         "idle" => {}
         "whoami" => whoami(),
@@ -615,6 +619,26 @@ fn takes(what: &str) {
         }
     };
     println!("took: {}", (0..1_000).take_while(take).count());
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
+/// A supervisor outside of any container. It clones a container, whose init then waits until what stands for its group
+/// has room, and a process with copies of all descriptors, as one has that is cloned a moment later.
+fn supervise(linux: bool) {
+    let group = io::stdin();
+    let plain = Options { cgroup_procs: &[group.as_fd()], ..Options::default() };
+    let options = if linux { Options { isolation: harness::linux().isolation, ..plain } } else { plain };
+    let (_container, mut read) = harness::start(&["echo", "began"], &options).expect("spawn");
+    // SAFETY: the child makes no use of what other threads may hold.
+    if unsafe { libc::fork() } == 0 {
+        let mut output = String::new();
+        read.read_to_string(&mut output).expect("output");
+        println!("its output: {output:?}");
+        return;
+    }
+    println!("ready");
     loop {
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
