@@ -257,6 +257,10 @@ impl Engine {
         if !self.confinement.remove(id) {
             *tries += 1;
             let again = Instant::now() + pause(*tries);
+            if self.confinement.processes(id) > 0 {
+                // On v1 init moves itself: one whose supervisor has died may have come late.
+                self.confinement.kill(id);
+            }
             return self.arm(again, id);
         }
         let (instance, orphan) = (launch.instance, launch.orphan);

@@ -288,8 +288,10 @@ impl Engine {
             },
             (Phase::Removing { .. }, Some(_)) if forget => self.push_forget(instance, id),
             (Phase::Queued | Phase::Sent, None) if launch.spec.is_some() => {
+                let wanted = launch.kill_at.is_none() && !forget;
                 launch.phase = Phase::Queued;
                 match self.supervisors.get_mut(&instance) {
+                    _ if !wanted => self.not_started(id),
                     Some(supervisor) if supervisor.draining => self.not_started(id),
                     Some(supervisor) => supervisor.out.push_back(Out::Launch(id)),
                     None => {}

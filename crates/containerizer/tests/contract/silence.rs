@@ -1,13 +1,19 @@
 //! Supervisors that live and do not answer: stopped here, which looks the same as any other hang.
 
+use std::os::fd::AsFd;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proffer_containerizer::{Cause, ContainerSpec, Event, Isolation, KillSent, Known};
+use proffer_launcher::seqpacket;
 use proffer_types::{LaunchId, Reason};
+use proffer_wire::supervisor::v1::to_supervisor::Message as Order;
+use proffer_wire::supervisor::v1::{Hello, List, ToSupervisor};
+use prost::Message;
 
-use crate::bench::{Bench, Program, until};
+use crate::bench::{Bench, PATIENCE, Program, until};
 
 /// With little patience.
 fn bench() -> Option<Bench> {
@@ -201,6 +207,42 @@ fn a_group_of_which_nothing_was_sent_goes_to_another_whole() {
     }
     kill(hung, Signal::SIGCONT).expect("continued");
     assert!(matches!(bench.of(runs.launch), Event::Started { .. }));
+    ends(&mut bench, &runs);
+    bench.close();
+}
+
+/// What the supervisor had not read when its connection was replaced is sent again; but not what nobody wants any more.
+#[test]
+fn what_is_killed_before_it_was_read_never_begins() {
+    let Some(mut bench) = bench() else { return };
+    let runs = bench.run(&Program::Gate(0));
+    let hung = supervisor(&bench, &runs);
+    let socket = bench.runtime().join("supervisors").join(format!("{}.sock", runs.instance));
+    let other = seqpacket::connect(&socket, false).expect("connected");
+    let say = |order| {
+        let body = ToSupervisor { message: Some(order) }.encode_to_vec();
+        seqpacket::send(other.as_fd(), &body, &[]).expect("said");
+    };
+    say(Order::List(List {}));
+    seqpacket::recv(other.as_fd()).expect("refused, and so accepted");
+    kill(hung, Signal::SIGSTOP).expect("stopped");
+    // Read first, and with it the agent's connection is replaced.
+    say(Order::Hello(Hello { protocol: 2 }));
+    let [killed, forgotten] =
+        [(); 2].map(|()| bench.launch(&Program::Script("touch began; exec sleep 1000")));
+    bench.agent().kill(killed.launch, 0);
+    bench.agent().forget(forgotten.launch);
+    let (told, heard) = channel();
+    bench.agent().terminal(LaunchId(u64::MAX), Box::new(move |answer| drop(told.send(answer.is_err()))));
+    assert_eq!(heard.recv_timeout(PATIENCE), Ok(true), "all that was said before is sent");
+    kill(hung, Signal::SIGCONT).expect("continued");
+    for spec in [&killed, &forgotten] {
+        let Event::LaunchFailed { reason, .. } = bench.of(spec.launch) else { panic!("it began") };
+        assert_eq!(reason, Reason::KilledDuringLaunch);
+        assert!(!bench.sandbox(spec.launch).join("began").exists());
+    }
+    assert_eq!(bench.of(forgotten.launch), Event::Gone { launch: forgotten.launch });
+    bench.forget(killed.launch);
     ends(&mut bench, &runs);
     bench.close();
 }
