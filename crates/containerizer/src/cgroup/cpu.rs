@@ -11,6 +11,8 @@ use crate::Error;
 /// very small ones need the longer period.
 const PERIOD_US: u64 = 100_000;
 const PERIOD_LONG_US: u64 = 1_000_000;
+/// The kernel takes no larger quota, in microseconds (`MAX_BW`).
+const QUOTA_MAX_US: u64 = (1 << 44) - 1;
 
 /// Sets what the group weighs against its siblings: in proportion to its cpus (milli).
 pub(super) fn set_share(dir: &Path, cpus_milli: u64, v2: bool) -> Result<(), Error> {
@@ -27,7 +29,7 @@ pub(super) fn set_share(dir: &Path, cpus_milli: u64, v2: bool) -> Result<(), Err
 /// Sets the most processor time the group may use (milli-cpus); `None` for no limit.
 pub(super) fn set_limit(dir: &Path, cpus_milli: Option<u64>, v2: bool) -> Result<(), Error> {
     let period = if cpus_milli.is_some_and(|cpus| cpus < 10) { PERIOD_LONG_US } else { PERIOD_US };
-    let quota = cpus_milli.map(|cpus| cpus.max(1).saturating_mul(period / 1000).min(i64::MAX as u64 / 1000));
+    let quota = cpus_milli.map(|cpus| cpus.max(1).saturating_mul(period / 1000).min(QUOTA_MAX_US));
     let cpu = controller(dir, v2);
     let failed = |source| Error::Limit {
         what: "cpu quota",

@@ -8,10 +8,13 @@ use cgroups_rs::fs::pid::PidController;
 use super::files::Dir;
 use crate::Error;
 
-/// Sets the limit.
+/// The kernel has no more (`PID_MAX_LIMIT`), and refuses a limit above.
+const MOST: u64 = 1 << 22;
+
+/// Sets the limit; none above what there can be.
 pub(super) fn set_limit(dir: &Path, most: u64, v2: bool) -> Result<(), Error> {
     let pids = PidController::new(dir.to_owned(), dir.to_owned(), v2);
-    let value = i64::try_from(most).map_or(MaxValue::Max, MaxValue::Value);
+    let value = if most <= MOST { MaxValue::Value(most as i64) } else { MaxValue::Max };
     pids.set_pid_max(value).map_err(|source| Error::Limit {
         what: "pids.max",
         value: most,
