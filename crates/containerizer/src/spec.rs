@@ -116,6 +116,13 @@ impl Users {
     pub(crate) fn first(&self, range: u32) -> u32 {
         self.base + range * Self::RANGE
     }
+
+    /// The range of which an id is the first.
+    pub(crate) fn range_of(&self, first: u32) -> Option<u32> {
+        let offset = first.checked_sub(self.base)?;
+        let range = offset / Self::RANGE;
+        (offset % Self::RANGE == 0 && range < self.ranges).then_some(range)
+    }
 }
 
 impl Default for Users {

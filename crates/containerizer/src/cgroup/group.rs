@@ -38,6 +38,23 @@ impl Limits {
     }
 }
 
+/// Whether a limit of memory could be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// It could.
+    Made,
+    /// Not yet: cache is being taken back.
+    InParts,
+    /// What stands in its way cannot be taken back.
+    None,
+}
+
+/// How much the kernel counts that is not worth waiting for (bytes). A group that holds more after its last process is not
+/// used again, for it would be charged to the next; and so much may be used above what cannot be taken back.
+pub(super) const LEFT_MAX: u64 = 1 << 20;
+/// How much cache is taken back at once (bytes).
+const RECLAIM_MAX: u64 = 256 << 20;
+
 /// What only some ask for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extras<'a> {
@@ -134,6 +151,23 @@ impl Group {
             pids::set_limit(&self.path("pids"), limits.pids_max.saturating_add(1), v2)?;
         }
         Ok(())
+    }
+
+    /// Takes back a part of the cache that stands in the way of a limit of memory (bytes), and says the least limit that it
+    /// can have now: below what is used v1 refuses one, and v2 kills for it.
+    pub(super) fn make_room(&self, bytes: u64) -> Result<(u64, Room), Error> {
+        let (dir, v2) = (self.dir("memory"), self.layout.is_v2());
+        let used = memory::current(&dir, v2)?;
+        if used < bytes {
+            return Ok((bytes, Room::Made));
+        }
+        memory::reclaim_to(&self.path("memory"), bytes.max(used.saturating_sub(RECLAIM_MAX)), v2)?;
+        let left = memory::current(&dir, v2)?;
+        if left < bytes {
+            return Ok((bytes, Room::Made));
+        }
+        let room = if used.saturating_sub(left) > LEFT_MAX { Room::InParts } else { Room::None };
+        Ok((left.saturating_add(LEFT_MAX), room))
     }
 
     /// Sets the limit of its memory alone; the kernel then ends single processes of it.

@@ -1,6 +1,6 @@
 //! Memory: a limit without swap, what is kept for the group, the peak, and whether the kernel killed for want of it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -35,12 +35,34 @@ pub(super) fn set_limit(dir: &Path, bytes: Option<u64>, v2: bool, fresh: bool) -
     if !fresh {
         write_if_there(&both, V1_NONE)?;
     }
-    write(&limit, text)?;
+    if let Err(error) = write(&limit, text) {
+        // What it is goes for swap again.
+        if let Ok(bytes) = fs::read_to_string(&limit) {
+            let _ = write_if_there(&both, bytes.trim());
+        }
+        return Err(error);
+    }
     if !write_if_there(&both, text)? && fresh {
         // A kernel that does not count swap: then nothing of the group goes there, or its limit would be none.
         write_if_there(&dir.join("memory.swappiness"), "0")?;
     }
     Ok(())
+}
+
+/// Has the kernel take back what it can of what the group uses above so much (bytes), which is cache for the most part:
+/// nothing is killed for it. Takes some 40 ms for 256 MiB.
+pub(super) fn reclaim_to(dir: &Path, bytes: u64, v2: bool) -> Result<(), Error> {
+    let text = bytes.min(i64::MAX as u64).to_string();
+    if !v2 {
+        // A limit that cannot be had is refused once it was tried.
+        return match write(&dir.join("memory.limit_in_bytes"), &text) {
+            Err(Error::Path { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+            written => written,
+        };
+    }
+    let high = dir.join("memory.high");
+    let reclaimed = write(&high, &text);
+    write(&high, V2_NONE).and(reclaimed)
 }
 
 /// Says how much of the group's memory is to be left alone while others' can be had (bytes); 0 for none.

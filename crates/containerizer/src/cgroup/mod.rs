@@ -41,7 +41,7 @@ use proffer_types::LaunchId;
 use crate::Error;
 
 pub(crate) use detect::{Layout, detect};
-pub(crate) use group::{Counters, Entry, Extras, Limits};
+pub(crate) use group::{Counters, Entry, Extras, Limits, Room};
 pub(crate) use tree::Tree;
 
 /// The directory name of a launch, in cgroup trees and elsewhere: never a name that a client chose.

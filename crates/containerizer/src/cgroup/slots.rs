@@ -20,7 +20,7 @@ use proffer_types::{FrameworkId, LaunchId};
 use super::files::Open;
 use super::group::{Group, Limits};
 use super::{name, parse};
-use crate::Error;
+use crate::{Error, Users};
 
 /// Most groups that wait, of all frameworks together: as many containers may end and begin at once without a group
 /// being made.
@@ -40,7 +40,7 @@ pub(super) struct Holding {
     /// Its counters before the container came.
     pub(super) oom_kills_before: u64,
     pub(super) cpu_usec_before: u64,
-    /// The range of user ids.
+    /// The first of its range of user ids.
     pub(super) ids: Option<u32>,
     /// Nothing but limits was done to it, so that it may serve again.
     pub(super) plain: bool,
@@ -70,11 +70,12 @@ pub(super) struct Slots {
     open: VecDeque<(u64, Arc<Group>)>,
     open_max: usize,
     next: u64,
-    /// The ranges of user ids that containers have, and how many have each: those of a group share one.
+    /// The ranges of user ids that containers have, by their first, and how many have each: those of a group share one.
     ids: BTreeMap<u32, usize>,
     /// Those that a framework's containers have left, the last one at the end: its supervisor may have kept what the
     /// kernel makes of them for the next.
     left: BTreeMap<FrameworkId, Vec<u32>>,
+    /// The one after the range that was given last.
     next_ids: u32,
 }
 
@@ -95,7 +96,8 @@ impl Slots {
             }
         }
         let next = held.values().map(|holding: &Holding| holding.slot + 1).max().unwrap_or(1);
-        let next_ids = held.values().filter_map(|holding| holding.ids).max().map_or(0, |last| last + 1);
+        let next_ids =
+            held.values().filter_map(|holding| holding.ids).max().map_or(0, |last| last + Users::RANGE);
         let mut ids = BTreeMap::new();
         held.values().filter_map(|holding| holding.ids).for_each(|range| *ids.entry(range).or_default() += 1);
         Ok(Self {
@@ -189,13 +191,19 @@ impl Slots {
         self.open.retain(|(of, _)| *of != slot);
     }
 
-    /// A range of user ids that no container has, of `count`: the one that another of the framework has left last, or
-    /// else that which was free longest.
-    pub(super) fn free_ids(&self, framework: FrameworkId, count: u32) -> Option<u32> {
-        let free = |ids: &u32| *ids < count && !self.ids.contains_key(ids);
+    /// The first of a range of user ids of which no container has any: the range that another of the framework has left
+    /// last, or else that which was free longest.
+    pub(super) fn free_ids(&self, framework: FrameworkId, users: &Users) -> Option<u32> {
+        // What runs may have its ids from a time when ranges began elsewhere.
+        let free = |first: &u32| {
+            let reach = first.saturating_sub(Users::RANGE - 1)..first.saturating_add(Users::RANGE);
+            self.ids.range(reach).next().is_none()
+        };
+        let now = |first: &u32| users.range_of(*first).is_some();
         let left = self.left.get(&framework).into_iter().flatten();
-        let from = if self.next_ids < count { self.next_ids } else { 0 };
-        left.rev().copied().find(free).or_else(|| (from..count).chain(0..from).find(free))
+        let from = users.range_of(self.next_ids).unwrap_or(0);
+        let mut all = (from..users.ranges).chain(0..from).map(|range| users.first(range));
+        left.rev().copied().filter(now).find(free).or_else(|| all.find(free))
     }
 
     /// Writes down what a container has, before it has it.
@@ -212,7 +220,7 @@ impl Slots {
             let own = self.left.get_mut(&holding.framework);
             if *containers == 1 && own.and_then(|left| left.pop_if(|last| *last == ids)).is_none() {
                 self.left.values_mut().for_each(|left| left.retain(|other| *other != ids));
-                self.next_ids = ids + 1;
+                self.next_ids = ids.saturating_add(Users::RANGE);
             }
         }
         self.held.insert(launch, holding);
@@ -353,38 +361,45 @@ mod tests {
         const OTHER: FrameworkId = FrameworkId(8);
         let dir = std::env::temp_dir().join(format!("proffer-test-ids-{}", std::process::id()));
         let mut slots = Slots::open(&dir).expect("opened");
+        let users = Users { ranges: 4, ..Users::default() };
+        let at = |range| users.first(range);
         let mut given = Vec::new();
         for launch in 1..=3 {
-            let ids = slots.free_ids(OWN, 4).expect("free");
+            let ids = slots.free_ids(OWN, &users).expect("free");
             slots.hold(LaunchId(launch), holding(launch, Some(ids))).expect("held");
             given.push(ids);
         }
-        assert_eq!(given, [0, 1, 2]);
-        assert_eq!(slots.free_ids(OWN, 3), None);
+        assert_eq!(given, [0, 1, 2].map(at));
+        assert_eq!(slots.free_ids(OWN, &Users { ranges: 3, ..users }), None);
         slots.let_go(LaunchId(2));
         slots.let_go(LaunchId(1));
         // The last that one of its own left; a stranger gets what was free longest.
-        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, 4)), [Some(0), Some(3)]);
-        slots.hold(LaunchId(4), holding(4, Some(0))).expect("held");
-        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, 4)), [Some(1), Some(3)]);
+        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, &users)), [Some(at(0)), Some(at(3))]);
+        slots.hold(LaunchId(4), holding(4, Some(at(0)))).expect("held");
+        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, &users)), [Some(at(1)), Some(at(3))]);
         // Those of a group share them until the last has ended.
-        slots.hold(LaunchId(5), holding(5, Some(0))).expect("held");
+        slots.hold(LaunchId(5), holding(5, Some(at(0)))).expect("held");
         slots.let_go(LaunchId(4));
         for slots in [&slots, &Slots::open(&dir).expect("opened again")] {
-            assert_eq!(slots.ids, BTreeMap::from([(0, 1), (2, 1)]));
+            assert_eq!(slots.ids, BTreeMap::from([(at(0), 1), (at(2), 1)]));
         }
         slots.let_go(LaunchId(5));
-        assert_eq!(slots.ids, BTreeMap::from([(2, 1)]));
+        assert_eq!(slots.ids, BTreeMap::from([(at(2), 1)]));
         // Where there are no others a stranger gets them all the same, and they are its own then.
         for (launch, ids) in [(6, 3), (7, 0), (8, 1)] {
-            assert_eq!(slots.free_ids(OTHER, 4), Some(ids));
-            let holding = Holding { framework: OTHER, ..holding(launch, Some(ids)) };
+            assert_eq!(slots.free_ids(OTHER, &users), Some(at(ids)));
+            let holding = Holding { framework: OTHER, ..holding(launch, Some(at(ids))) };
             slots.hold(LaunchId(launch), holding).expect("held");
         }
-        assert_eq!(slots.free_ids(OWN, 4), None);
+        assert_eq!(slots.free_ids(OWN, &users), None);
         slots.let_go(LaunchId(7));
         slots.let_go(LaunchId(6));
-        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, 4)), [Some(3), Some(3)]);
+        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, &users)), [Some(at(3)), Some(at(3))]);
+        // Ranges that begin elsewhere now: nothing is left of before, and none has an id that a container still has.
+        let moved = Users { base: users.base + Users::RANGE / 2, ..users };
+        assert_eq!(slots.ids, BTreeMap::from([(at(1), 1), (at(2), 1)]));
+        assert_eq!([OWN, OTHER].map(|of| slots.free_ids(of, &moved)), [Some(moved.first(3)); 2]);
+        assert_eq!(slots.free_ids(OWN, &Users { ranges: 3, ..moved }), None);
         // A framework without a supervisor has left nothing.
         slots.drain_idle(Some(OTHER));
         assert!(slots.left.is_empty() || slots.left.keys().eq([&OWN]));

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use proffer_types::{FrameworkId, LaunchId};
 
-use super::group::{Common, Group, is_gone};
+use super::group::{Common, Group, LEFT_MAX, Room, is_gone};
 use super::slots::{Holding, Idle, Slots};
 use super::{Counters, Entry, Extras, Layout, Limits};
 use super::{cpu, cpuset, devices, hugetlb, make, memory, parse, read_number, write};
-use crate::{Error, Usage};
+use crate::{Error, Usage, Users};
 
 /// The directory all our groups are under.
 const TOP: &str = "proffer";
@@ -22,9 +22,6 @@ const SLOT: &str = "slot-";
 /// What our cpus weigh against those of the machine's own groups. More would make daemons wait too long for their
 /// turn when tasks are busy.
 const TOP_SHARE: u64 = 8;
-/// A group that holds more than this after its last process is not used again (bytes): what is left would be charged to
-/// the next.
-const LEFT_MAX: u64 = 1 << 20;
 /// How long a group that nobody has is waited for at the start.
 const STRANGER_MAX: Duration = Duration::from_secs(5);
 
@@ -287,16 +284,15 @@ impl Tree {
         self.group(launch).entry(&self.rules.common, plain)
     }
 
-    /// Sets other limits of processor time and memory; memory that is in use stays allowed.
-    pub(crate) fn resize(&self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) -> Result<(), Error> {
+    /// Sets other limits of processor time and memory; memory that is in use, and is not cache, stays allowed. Where more
+    /// is in use it is to be called again: cache is taken back in parts, so that nobody waits long for it.
+    pub(crate) fn resize(&self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) -> Result<Room, Error> {
         let group = self.group(launch);
         if !group.exists() {
-            return Ok(());
+            return Ok(Room::Made);
         }
         let before = self.slots().get(launch).and_then(|holding| holding.limits);
-        // Below what is used v1 refuses a limit, and v2 kills for it.
-        let used = group.usage()?.memory_bytes;
-        let most = if used < memory_bytes { memory_bytes } else { used.saturating_add(LEFT_MAX) };
+        let (most, room) = group.make_room(memory_bytes)?;
         let limits = Limits {
             cpus_milli,
             cpus_milli_max: Some(cpus_milli),
@@ -316,19 +312,19 @@ impl Tree {
             holding.plain &= limited.is_ok();
             holding.limits = Some(limits);
         }
-        limited
+        limited.map(|()| room)
     }
 
-    /// The range of user ids that a container or one of its `kin` has, or else one that is free of `count`.
+    /// The first of the range of user ids that a container or one of its `kin` has, or else of one that is free.
     pub(crate) fn ids(
         &self,
         (launch, framework): (LaunchId, FrameworkId),
         kin: &[LaunchId],
-        count: u32,
+        users: &Users,
     ) -> Option<u32> {
         let slots = self.slots();
         let had = |launch: &LaunchId| slots.get(*launch).and_then(|holding| holding.ids);
-        [launch].iter().chain(kin).find_map(had).or_else(|| slots.free_ids(framework, count))
+        [launch].iter().chain(kin).find_map(had).or_else(|| slots.free_ids(framework, users))
     }
 
     /// Takes a container's group back; `false` while the kernel holds it busy.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use proffer_types::container::{Io, IoLimit};
 use proffer_types::{FrameworkId, LaunchId, Ranges};
 
-use super::{Entry, Extras, Layout, Limits, Tree, detect};
+use super::{Entry, Extras, Layout, Limits, Room, Tree, detect};
 use crate::Error;
 
 const LIMITS: Limits = Limits {
@@ -218,12 +218,37 @@ fn a_container_is_made_larger_and_smaller() {
     tree.tree.resize(LaunchId(1), 500, 8 << 20).expect("smaller than what it uses");
     assert!(child.try_wait().expect("waited").is_none(), "what it uses is not taken away");
     assert!(most().parse::<u64>().is_ok_and(|most| most > 20 << 20 && most < 64 << 20), "{}", most());
+    // What it used stands in nobody's way any more.
     child.kill().expect("killed");
     child.wait().expect("waited");
+    assert_eq!(tree.tree.resize(LaunchId(1), 500, 8 << 20).expect("smaller"), Room::Made);
+    assert_eq!(most(), (8 << 20).to_string());
     assert_eq!(tree.file(1, "pids", "pids.max", "pids.max").expect("pids"), "21");
     tree.spoil(LaunchId(1));
     tree.release(1);
     tree.tree.resize(LaunchId(1), 500, 8 << 20).expect("of one that is gone nothing happens");
+}
+
+#[test]
+fn cache_stands_in_no_limits_way() {
+    let Some(tree) = tree("cache") else { return };
+    let entry = tree.take(1, &Limits { memory_bytes_max: Some(64 << 20), ..LIMITS });
+    // Not on a tmpfs, whose files cannot be taken back.
+    let file = format!("/var/tmp/proffer-cache-{}", std::process::id());
+    let script = format!("dd if=/dev/zero of={file} bs=1M count=30 conv=fsync 2>/dev/null; read go");
+    let mut child = tree.run(entry, &script);
+    let used = || tree.usage(LaunchId(1)).expect("usage").memory_bytes;
+    until("it has written", || used() > 25 << 20);
+    until("there is room", || tree.tree.resize(LaunchId(1), 500, 8 << 20).expect("smaller") == Room::Made);
+    let most = tree.file(1, "memory", "memory.limit_in_bytes", "memory.max").expect("memory");
+    assert_eq!(most, (8 << 20).to_string());
+    assert!(used() <= 8 << 20, "{}", used());
+    assert!(child.try_wait().expect("waited").is_none(), "nothing is killed for it");
+    child.kill().expect("killed");
+    child.wait().expect("waited");
+    fs::remove_file(&file).expect("our own");
+    tree.spoil(LaunchId(1));
+    tree.release(1);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use proffer_wire::supervisor::v1::Descriptor;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::dirs::Dirs;
-use crate::cgroup::{Counters, Entry, Extras, Limits, Tree};
+use crate::cgroup::{Counters, Entry, Extras, Limits, Room, Tree};
 use crate::{ContainerSpec, Error, Usage, Users};
 
 /// By isolation.
@@ -76,22 +76,30 @@ impl Confinement {
             Self::Nothing(_) => Ok(None),
             Self::Cgroups(_) if !private => Ok(None),
             Self::Cgroups(_) if users.ranges == 0 => Err(refused("this agent has no ranges of user ids")),
-            Self::Cgroups(tree) => match tree.ids((spec.launch, spec.framework), kin, users.ranges) {
+            Self::Cgroups(tree) => match tree.ids((spec.launch, spec.framework), kin, users) {
                 Some(ids) => Ok(Some(ids)),
                 None => Err(refused("all ranges of user ids of this agent are in use")),
             },
         }
     }
 
-    /// Sets other limits, if the container has any.
-    pub(crate) fn resize(&self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) {
-        let Self::Cgroups(tree) = self else { return };
-        if let Err(error) = tree.resize(launch, cpus_milli, memory_bytes) {
-            tracing::warn!(
-                launch.id = launch.0,
-                error = &error as &dyn std::error::Error,
-                "set another limit of a cgroup"
-            );
+    /// Sets other limits, if the container has any. One that cannot be set is told in the log, once.
+    pub(crate) fn resize(&self, launch: LaunchId, cpus_milli: u64, memory_bytes: u64) -> Room {
+        let Self::Cgroups(tree) = self else { return Room::Made };
+        match tree.resize(launch, cpus_milli, memory_bytes) {
+            Ok(room) => room,
+            // It has come to use more meanwhile.
+            Err(Error::Path { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
+                Room::None
+            }
+            Err(error) => {
+                tracing::warn!(
+                    launch.id = launch.0,
+                    error = &error as &dyn std::error::Error,
+                    "set another limit of a cgroup"
+                );
+                Room::Made
+            }
         }
     }
 

@@ -24,7 +24,10 @@ impl Engine {
     pub(super) fn advance(&mut self, id: LaunchId) {
         let Some(launch) = self.launches.get(&id) else { return };
         match launch.phase {
-            Phase::Queued | Phase::Asked | Phase::Sent | Phase::Running => self.press(id),
+            Phase::Queued | Phase::Asked | Phase::Sent | Phase::Running => {
+                self.go_on_resizing(id);
+                self.press(id);
+            }
             Phase::Emptying(_) => self.go_on_emptying(id),
             Phase::Removing { .. } => self.go_on_removing(id),
             Phase::Ended => {}

@@ -22,6 +22,7 @@ use super::recover::Recovering;
 use super::start::Starting;
 use super::supervisor::{Out, Stage, Supervisor, pin};
 use super::user::Accounts;
+use crate::cgroup::Room;
 use crate::{
     Answer, ContainerSpec, Event, ExecId, ExecSink, ExecSpec, GcPolicy, InstanceId, Known, Options, gc,
 };
@@ -398,7 +399,23 @@ impl Engine {
             // It may not have been made yet.
             (spec.cpus_milli, spec.memory_bytes) = (cpus_milli, memory_bytes);
         }
-        self.confinement.resize(id, cpus_milli, memory_bytes);
+        launch.resize_to = Some((cpus_milli, memory_bytes));
+        self.go_on_resizing(id);
+    }
+
+    /// A limit below what is in use is come to in time.
+    pub(super) fn go_on_resizing(&mut self, id: LaunchId) {
+        let Some(launch) = self.launches.get_mut(&id) else { return };
+        let Some((cpus_milli, memory_bytes)) = launch.resize_to else { return };
+        let pause = match self.confinement.resize(id, cpus_milli, memory_bytes) {
+            Room::Made => {
+                launch.resize_to = None;
+                return;
+            }
+            Room::InParts => Duration::from_millis(100),
+            Room::None => Duration::from_secs(2),
+        };
+        self.arm(Instant::now() + pause, id);
     }
 
     fn on_forget(&mut self, id: LaunchId) {

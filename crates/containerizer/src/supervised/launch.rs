@@ -64,6 +64,8 @@ pub(super) struct Group {
 pub(super) struct Launch {
     pub(super) instance: InstanceId,
     pub(super) memory_bytes: u64,
+    /// Processor time (milli-cpus) and memory that it was to have, while more memory than that is in use.
+    pub(super) resize_to: Option<(u64, u64)>,
     /// What to run, until it runs.
     pub(super) spec: Option<Box<ContainerSpec>>,
     pub(super) phase: Phase,
@@ -93,6 +95,7 @@ impl Launch {
         Self {
             instance,
             memory_bytes: 0,
+            resize_to: None,
             spec: None,
             phase,
             told_started: false,

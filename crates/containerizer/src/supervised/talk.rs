@@ -152,7 +152,7 @@ impl Engine {
         let message = pb::Launch {
             limits: asked.limits,
             seccomp: asked.seccomp,
-            user_namespace: ids.map(|ids| pb::IdRange { first: users.first(ids), count: Users::RANGE }),
+            user_namespace: ids.map(|first| pb::IdRange { first, count: Users::RANGE }),
             working_directory: asked.working_directory,
             ..self.message(spec, account, &descriptors)
         };
