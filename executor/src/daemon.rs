@@ -57,10 +57,12 @@ fn supervise(config: &Config, ready: OwnedFd) -> i32 {
     };
     match Supervisor::open(config) {
         Ok(mut supervisor) => {
-            let told = ready.write_all(READY);
+            if ready.write_all(READY).is_err() {
+                // Who started it waits no longer, and has started another.
+                supervisor.abandon();
+                return 1;
+            }
             drop(ready);
-            // A starter that is gone has not lost its supervisor: it will find it by the files.
-            drop(told);
             supervisor.run();
             0
         }

@@ -93,10 +93,12 @@ impl Supervisor {
     fn watch_inside(&mut self, launch: u64, joined: Joined, what: What) -> Result<u64, String> {
         let serial = self.next_serial();
         let watched = self.poller.add_edge(joined.status_fd(), Token::InsideStatus(serial));
-        // Dropping it kills it.
-        watched
-            .and_then(|()| self.poller.add_once(joined.pidfd(), Token::InsideExit(serial)))
-            .map_err(|error| format!("epoll_ctl: {error}"))?;
+        let watched = watched.and_then(|()| self.poller.add_once(joined.pidfd(), Token::InsideExit(serial)));
+        if let Err(error) = watched {
+            // Dropping it kills it; until it is reaped its container cannot end.
+            self.reap_at.get_or_insert_with(|| Instant::now() + REAP_AGAIN);
+            return Err(format!("epoll_ctl: {error}"));
+        }
         self.inside.insert(serial, Inside { launch, joined, what });
         Ok(serial)
     }
@@ -172,6 +174,9 @@ impl Supervisor {
             for serial in std::mem::take(&mut self.unreaped) {
                 self.on_inside_exit(serial);
                 self.on_init_exit(serial);
+            }
+            if launcher::reap_dropped() {
+                self.reap_at.get_or_insert(now + REAP_AGAIN);
             }
         }
     }

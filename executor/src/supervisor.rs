@@ -150,6 +150,12 @@ impl Supervisor {
         self.records.remove_identity();
     }
 
+    /// Leaves nothing of a supervisor that nobody was told of.
+    pub(crate) fn abandon(self) {
+        let _ = std::fs::remove_file(&self.config.socket);
+        let _ = std::fs::remove_dir_all(&self.config.runtime_dir);
+    }
+
     fn on_ready(&mut self, token: Token) {
         match token {
             Token::Listener => self.on_listener(),

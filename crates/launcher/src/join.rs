@@ -204,9 +204,12 @@ impl Drop for Joined {
 /// Those that were dropped before they could be reaped.
 static UNREAPED: Mutex<Vec<i32>> = Mutex::new(Vec::new());
 
-fn reap_dropped() {
-    if let Ok(mut unreaped) = UNREAPED.lock() {
+/// Reaps those that were dropped before they had ended, whose containers cannot end before. Never waits; whether some have
+/// not ended yet. Each [`join`] does it as well.
+pub fn reap_dropped() -> bool {
+    UNREAPED.lock().is_ok_and(|mut unreaped| {
         // SAFETY: no status is written. The pids are ours until they are reaped here.
         unreaped.retain(|&pid| unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } == 0);
-    }
+        !unreaped.is_empty()
+    })
 }

@@ -57,7 +57,7 @@ mod view;
 pub use build_id::build_id;
 pub use container::{Container, Event, Signalled};
 pub use error::{Error, Step};
-pub use join::{Joined, join};
+pub use join::{Joined, join, reap_dropped};
 pub use reexec::execute_read_only;
 pub use request::{
     Call, EXECUTOR_PATH, GROUP_PATH, Isolation, Limit, MOUNTS_MAX, Mount, Request, SANDBOX_PATH, Sandbox,

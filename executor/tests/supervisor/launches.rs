@@ -17,6 +17,24 @@ use proffer_wire::supervisor::v1::*;
 
 use crate::harness::{DEADLINE, Node, kill, modes, signal, wait_for, zombie};
 
+/// Who gave up waiting for it has started another, and would never find this one.
+#[test]
+fn one_that_nobody_waits_for_any_more_ends() {
+    let dir = tempfile::Builder::new().prefix("proffer-executor").tempdir().expect("temp dir");
+    let (run, socket) = (dir.path().join("run"), dir.path().join("socket"));
+    fs::create_dir(&run).expect("a directory");
+    // Writing down who it is takes as long as nobody reads this.
+    let slow = run.join("new");
+    nix::unistd::mkfifo(&slow, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let mut starter = Node::command(dir.path(), Isolation::Process).spawn().expect("the binary runs");
+    wait_for("it listens", || socket.exists().then_some(()));
+    starter.kill().expect("killed");
+    starter.wait().expect("waited");
+    let identity = fs::read_to_string(&slow).expect("who it is");
+    assert!(identity.contains("\"pid\""), "{identity}");
+    wait_for("it is gone, with all that it made", || (!socket.exists() && !run.exists()).then_some(()));
+}
+
 #[test]
 fn ends_are_reported_as_they_were() {
     for mode in modes() {
