@@ -233,7 +233,9 @@ fn what_is_killed_before_it_was_read_never_begins() {
     bench.agent().kill(killed.launch, 0);
     bench.agent().forget(forgotten.launch);
     let (told, heard) = channel();
-    bench.agent().terminal(LaunchId(u64::MAX), Box::new(move |answer| drop(told.send(answer.is_err()))));
+    bench
+        .agent()
+        .terminal(LaunchId(u64::MAX), Box::new(move |answer| told.send(answer.is_err()).expect("heard")));
     assert_eq!(heard.recv_timeout(PATIENCE), Ok(true), "all that was said before is sent");
     kill(hung, Signal::SIGCONT).expect("continued");
     for spec in [&killed, &forgotten] {

@@ -26,7 +26,6 @@ fn entry() {
         "hold" => hold(),
         "takes" => takes(argument),
         "supervise" => supervise(argument == "linux"),
-        "supervise" => supervise(argument == "linux"),
         "swap" => swap(Path::new(argument)),
         "idle" => {}
         "whoami" => whoami(),
