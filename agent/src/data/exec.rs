@@ -16,8 +16,8 @@ use proffer_wire::agent::v1::{DataChunk, DataRequest};
 use proffer_wire::from_proto;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe::{Receiver, Sender};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Streaming;
 
 use super::{Gone, Outbound, Refusal, Wish, next_ask, terminal_size};
@@ -29,6 +29,9 @@ const PIECE_BYTES: usize = 32 << 10;
 const INPUT_BYTES_MAX: usize = 256 << 10;
 /// How long what a program left behind may hold its output open after its end.
 const DRAIN: Duration = Duration::from_secs(2);
+/// The most that a program can have written and not had read when it ends: what a pipe holds, or a terminal. So much is told
+/// of each of its streams, however slowly its operator reads.
+const LEFT_BYTES_MAX: usize = 128 << 10;
 /// How long a program whose operator is gone may take to end by itself.
 const HANGUP_GRACE: Duration = Duration::from_secs(10);
 /// Signals that may be sent: the ordinary ones.
@@ -149,14 +152,15 @@ async fn converse(
     requests: &mut Streaming<DataRequest>,
 ) -> Result<Option<ExecEvent>, Gone> {
     let Ends { stdin, stdout, stderr, terminal } = ends;
+    let (end, ended) = watch::channel(None);
     let output = async {
         let stderr = async {
             match stderr {
-                Some(stderr) => copy(stderr, outbound, Told::Stderr).await,
+                Some(stderr) => copy(stderr, outbound, Told::Stderr, ended.clone()).await,
                 None => Ok(()),
             }
         };
-        let (stdout, stderr) = tokio::join!(copy(stdout, outbound, Told::Stdout), stderr);
+        let (stdout, stderr) = tokio::join!(copy(stdout, outbound, Told::Stdout, ended.clone()), stderr);
         stdout.and(stderr)
     };
     let mut output = Box::pin(output);
@@ -170,24 +174,47 @@ async fn converse(
             () = outbound.closed() => return Err(Gone),
         }
     };
-    // What it wrote before its end is in the pipes; what it left running may keep them open.
+    end.send_replace(Some(DRAIN));
     if !told {
-        match timeout(DRAIN, output).await {
-            Ok(copied) => copied?,
-            Err(_) => tracing::debug!(?how, "an ended program's output stays open"),
+        tokio::select! {
+            copied = output => copied?,
+            () = outbound.closed() => return Err(Gone),
         }
     }
     Ok(how)
 }
 
-/// Tells what comes out of a program, up to the end. An operator that does not read makes the program wait.
-async fn copy(mut from: Receiver, outbound: &Outbound, told: fn(Bytes) -> Told) -> Result<(), Gone> {
+/// Tells what comes out of a program, up to the end. An operator that does not read makes the program wait. Once it has
+/// `ended`, what it left running is told for so long.
+async fn copy(
+    mut from: Receiver,
+    outbound: &Outbound,
+    told: fn(Bytes) -> Told,
+    mut ended: watch::Receiver<Option<Duration>>,
+) -> Result<(), Gone> {
+    // Once it has ended: how much of what is read may still be its own, and until when what it left running is read.
+    let mut left: Option<(usize, Instant)> = None;
     loop {
         let mut piece = BytesMut::with_capacity(PIECE_BYTES);
-        match from.read_buf(&mut piece).await {
+        let read = match left {
+            None => tokio::select! {
+                read = from.read_buf(&mut piece) => read,
+                Ok(()) = ended.changed() => {
+                    left = ended.borrow().map(|drain| (LEFT_BYTES_MAX, Instant::now() + drain));
+                    continue;
+                }
+            },
+            Some((0, until)) if until <= Instant::now() => Ok(0),
+            // What is there is read, however late it is.
+            Some((_, until)) => timeout_at(until, from.read_buf(&mut piece)).await.unwrap_or(Ok(0)),
+        };
+        match read {
             // The other side of a terminal that nobody has open says EIO.
             Ok(0) | Err(_) => return Ok(()),
-            Ok(_) => tell(outbound, told(piece.freeze())).await?,
+            Ok(bytes) => {
+                left = left.map(|(own, until)| (own.saturating_sub(bytes), until));
+                tell(outbound, told(piece.freeze())).await?;
+            }
         }
     }
 }
@@ -334,4 +361,75 @@ async fn end(how: Option<ExecEvent>, outbound: &Outbound) -> Result<(), Gone> {
     };
     let told = admin::ExecResponse { message: Some(Told::End(end)) };
     outbound.answer(Answer::Exec(told), true).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As long for a test.
+    const DRAIN: Duration = Duration::from_millis(20);
+
+    /// A copy of what is in a pipe, to somebody who has not read yet.
+    fn copying(
+        read: OwnedFd,
+    ) -> (watch::Sender<Option<Duration>>, mpsc::Receiver<DataChunk>, tokio::task::JoinHandle<Result<(), Gone>>)
+    {
+        let (chunks, told) = mpsc::channel(1);
+        let (end, ended) = watch::channel(None);
+        let from = Receiver::from_owned_fd(read).unwrap();
+        let copying =
+            tokio::spawn(async move { copy(from, &Outbound { chunks }, Told::Stdout, ended).await });
+        (end, told, copying)
+    }
+
+    async fn bytes(told: &mut mpsc::Receiver<DataChunk>) -> Option<usize> {
+        let Some(Answer::Exec(admin::ExecResponse { message: Some(Told::Stdout(data)) })) =
+            told.recv().await?.answer
+        else {
+            panic!("not output");
+        };
+        Some(data.len())
+    }
+
+    #[tokio::test]
+    async fn who_reads_slowly_is_told_all_that_a_program_wrote() {
+        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        // More pieces than are on their way at once.
+        let size = nix::fcntl::FcntlArg::F_SETPIPE_SZ(LEFT_BYTES_MAX as i32);
+        nix::fcntl::fcntl(&write, size).unwrap();
+        let mut wrote = 0;
+        while let Ok(more) = nix::unistd::write(&write, &[b'x'; 4096]) {
+            wrote += more;
+        }
+        let (end, mut told, copying) = copying(read);
+        // It ended, and left something that holds its output open and says nothing.
+        end.send_replace(Some(DRAIN));
+        let mut had = 0;
+        while had < wrote {
+            sleep(DRAIN * 2).await;
+            had += bytes(&mut told).await.expect("all of it");
+        }
+        assert!(copying.await.unwrap().is_ok());
+        assert_eq!((had, bytes(&mut told).await), (wrote, None));
+    }
+
+    #[tokio::test]
+    async fn what_a_program_left_running_is_told_for_a_while() {
+        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        let (end, mut told, copying) = copying(read);
+        end.send_replace(Some(DRAIN));
+        let mut had = 0;
+        loop {
+            // Fuller than it is read, for ever.
+            while nix::unistd::write(&write, &[b'x'; 4096]).is_ok() {}
+            sleep(DRAIN / 8).await;
+            match bytes(&mut told).await {
+                Some(more) => had += more,
+                None => break,
+            }
+        }
+        assert!(copying.await.unwrap().is_ok());
+        assert!((LEFT_BYTES_MAX..2 * LEFT_BYTES_MAX + 8 * PIECE_BYTES).contains(&had), "{had}");
+    }
 }
