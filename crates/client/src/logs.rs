@@ -38,11 +38,15 @@ pub struct LogRequest {
 pub struct LogReader {
     client: AdminClient,
     request: LogRequest,
-    stream: Option<Streaming<pb::ReadLogsResponse>>,
+    /// And since when it is open.
+    stream: Option<(Streaming<pb::ReadLogsResponse>, Instant)>,
     /// Since when nothing could be read.
     failing_since: Option<Instant>,
     pause: Duration,
 }
+
+/// A stream that was open for so long had reached its agent: what a master asks for one is good for less.
+const STANDS: Duration = Duration::from_secs(20);
 
 impl LogReader {
     /// A reader; nothing is asked yet.
@@ -54,10 +58,10 @@ impl LogReader {
     pub async fn next(&mut self) -> Result<Option<LogChunk>, Error> {
         loop {
             let message = match &mut self.stream {
-                Some(stream) => stream.message().await,
+                Some((stream, _)) => stream.message().await,
                 None => match self.client.open_logs(self.question()).await {
                     Ok(stream) => {
-                        self.stream = Some(stream);
+                        self.stream = Some((stream, Instant::now()));
                         continue;
                     }
                     Err(error @ (Error::Unavailable { .. } | Error::Refused { .. }))
@@ -79,7 +83,11 @@ impl LogReader {
                 }
                 Ok(None) => return Ok(None),
                 Err(status) => {
-                    self.stream = None;
+                    let stood = self.stream.take().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+                    if stood >= STANDS.min(self.request.patience) {
+                        // It was read, and had nothing to say.
+                        (self.failing_since, self.pause) = (None, PAUSE_MIN);
+                    }
                     let what = "read a task's output";
                     match failure(&status) {
                         Failure::Refused(refused) => {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fake::Fake;
+use fake::{Fake, SILENCE};
 use proffer_client::{
     AdminClient, CallError, ConnectError, Ended, Event, EventStream, Handle, Launch, LogReader, LogRequest,
     LogStream, Options, Scheduler,
@@ -210,19 +210,34 @@ async fn an_operator_s_kill_happens_once_though_its_answer_is_lost() {
     assert_eq!(master.state().admin_requests.len(), 1, "both attempts had one request id");
 }
 
-#[tokio::test]
-async fn output_is_read_on_where_it_broke_off() {
-    let master = Fake::start().await;
-    master.state().cut_logs_after = Some(4);
-    master.state().logs = "0123456789".into();
-    let request = LogRequest {
+fn output(patience: Duration) -> LogRequest {
+    LogRequest {
         framework: FrameworkId(1),
         task: TaskId::new("a").unwrap(),
         stream: LogStream::Stdout,
         offset: 0,
         follow: true,
-        patience: Duration::from_secs(5),
-    };
+        patience,
+    }
+}
+
+/// One that has nothing to say is not one that fails, however often it is disturbed.
+#[tokio::test]
+async fn a_quiet_output_is_followed_over_many_disturbances() {
+    let master = Fake::start().await;
+    master.state().silent_logs = 4;
+    master.state().logs = "at last".into();
+    let patience = SILENCE / 2;
+    let mut reader = LogReader::new(AdminClient::new(&[master.addr()]), output(patience));
+    assert_eq!(reader.next().await.unwrap().unwrap().data, "at last");
+}
+
+#[tokio::test]
+async fn output_is_read_on_where_it_broke_off() {
+    let master = Fake::start().await;
+    master.state().cut_logs_after = Some(4);
+    master.state().logs = "0123456789".into();
+    let request = output(Duration::from_secs(5));
     let mut reader = LogReader::new(AdminClient::new(&[master.addr()]), request);
     let mut text = Vec::new();
     while let Some(piece) = reader.next().await.unwrap() {

@@ -35,6 +35,8 @@ pub(crate) struct State {
     pub(crate) logs: String,
     pub(crate) cut_logs_after: Option<usize>,
     pub(crate) log_reads: u32,
+    /// How often a reading of output says nothing for a while, and breaks off.
+    pub(crate) silent_logs: u32,
     addr: String,
     session: u64,
     origins: BTreeMap<Vec<u8>, u64>,
@@ -43,6 +45,9 @@ pub(crate) struct State {
     launches: u64,
     term: u64,
 }
+
+/// How long such a reading says nothing.
+pub(crate) const SILENCE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// A task: its newest status waits for an acknowledgement if it is pending.
 pub(crate) struct Task {
@@ -454,6 +459,14 @@ impl AdminService for Fake {
         state.lead()?;
         state.log_reads += 1;
         let (out, stream) = mpsc::unbounded_channel();
+        if state.silent_logs > 0 {
+            state.silent_logs -= 1;
+            tokio::spawn(async move {
+                tokio::time::sleep(SILENCE).await;
+                drop(out.send(Err(Status::unavailable("the agent went away"))));
+            });
+            return Ok(Response::new(UnboundedReceiverStream::new(stream)));
+        }
         let from = request.into_inner().offset as usize;
         let to = state.cut_logs_after.map_or(state.logs.len(), |cut| state.logs.len().min(from + cut));
         let data = state.logs[from..to].to_owned().into();
