@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use proffer_client::hands::{FileHead, FileKind, FilePiece};
+use proffer_client::rows::TaskFilter;
 use proffer_tests::cluster::{Cluster, Options, audit, until};
 use tokio::io::AsyncReadExt as _;
 
@@ -27,6 +29,25 @@ async fn start(cluster: &Cluster, name: &str, script: &str) {
 }
 
 const READY: &str = "echo files are there; while :; do sleep 1; done";
+
+/// Of an interface that anyone may call, whether or not he says that it was all.
+#[tokio::test]
+async fn what_is_sent_without_an_end_is_refused() {
+    let _machine = beside_others().await;
+    let cluster = cluster().await;
+    start(&cluster, "web", READY).await;
+    let admin = cluster.admin();
+    let row = admin.tasks(&TaskFilter::default()).await.unwrap().remove(0);
+    let writer = admin.write_files(row.framework, &row.task_id, b"", b"half").await.unwrap();
+    let head = FileHead { kind: FileKind::Regular.into(), mode: 0o600, ..FileHead::default() };
+    assert!(writer.send(FilePiece::Head(head)).await);
+    assert!(writer.send(FilePiece::Data("begun".into())).await);
+    let done = tokio::time::timeout(LIMIT, writer.finish()).await.expect("an answer");
+    let error = done.expect_err("refused");
+    assert!(error.to_string().contains("no end came"), "{error}");
+    assert!(!good(cluster.run(LIMIT, &["task", "files", "web"]).await).contains("half"));
+    assert_eq!(cluster.end(), Vec::<String>::new());
+}
 
 #[tokio::test]
 async fn files_are_listed_and_copied_both_ways() {

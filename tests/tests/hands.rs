@@ -136,6 +136,40 @@ async fn programs_end_with_their_task_and_with_their_caller() {
     assert_eq!(cluster.end(), Vec::<String>::new());
 }
 
+/// Whoever reads what we print may go, and whoever types may be heard by nobody: then it is over.
+#[tokio::test]
+async fn who_is_left_alone_does_not_stay() {
+    let _machine = beside_others().await;
+    let cluster = cluster().await;
+    // Of one stream nothing comes.
+    start(&cluster, "web", "while :; do echo line; sleep 0.05; done").await;
+    for args in [&["task", "logs", "-f", "web"][..], &["top", "-o", "jsonl", "--interval", "500ms"]] {
+        let mut child = cluster.proffer(&cluster.addresses(), args).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.next_line().await.unwrap().is_some());
+        drop(lines);
+        assert_eq!(ended(child).await, 0, "{args:?}");
+    }
+    // What is piped in cannot be the keys of a terminal.
+    assert_eq!(ended(exec(&cluster, &["-it", "web", "--", "cat"])).await, 2);
+    if best() != "linux" {
+        return assert_eq!(cluster.end(), Vec::<String>::new());
+    }
+    let args = ["run", "--detach", "--tty", "--name", "deaf", "--", "sleep", "1000"];
+    good(cluster.run(LIMIT, &args).await);
+    running(&cluster, "deaf").await;
+    let mut command = cluster.proffer(&cluster.addresses(), &["task", "attach", "deaf"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // More than is kept on its way.
+    let piece = vec![b'x'; 64 << 10];
+    let full = async { while stdin.write_all(&piece).await.is_ok() {} };
+    assert!(tokio::time::timeout(Duration::from_secs(2), full).await.is_err(), "it takes it all");
+    kill(pid(&child), Signal::SIGINT).unwrap();
+    assert_eq!(ended(child).await, 0);
+    assert_eq!(cluster.end(), Vec::<String>::new());
+}
+
 /// Output that nobody reads, and input that nobody takes, wait where they are and cost nobody else anything.
 #[tokio::test]
 async fn nobody_pays_for_who_does_not_read() {

@@ -4,6 +4,7 @@
 //! same, and one that reads slowly, or not at all, costs the task nothing.
 
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use proffer_containerizer::resize;
 use proffer_types::LaunchId;
@@ -54,12 +55,15 @@ pub(super) async fn run<L: Logs>(
             show(&tools.logs, LogStream::Stdout, stdout, &wake, outbound),
             show(&tools.logs, LogStream::Stderr, stderr, &wake, outbound),
         );
-        stdout.and(stderr)
+        Ok(stdout?.or(stderr?))
     };
-    tokio::select! {
+    let unread = tokio::select! {
         shown = output => shown?,
         gone = listen(terminal, requests) => return Err(gone),
         () = outbound.closed() => return Err(Gone),
+    };
+    if let Some(error) = unread {
+        return outbound.refuse(Refusal::new("IO_ERROR", format!("the task's output: {error}"))).await;
     }
     tell(outbound, Told::End(admin::AttachEnd {}), true).await
 }
@@ -72,16 +76,22 @@ async fn terminal<L>(launch: LaunchId, tools: &Tools<L>) -> Option<OwnedFd> {
     given.ok()
 }
 
+/// Shows a stream to its end; why it cannot be read any more, if that is so before.
 async fn show<L: Logs>(
     logs: &L,
     stream: LogStream,
     from: u64,
     wake: &Wake,
     outbound: &Outbound,
-) -> Result<(), Gone> {
+) -> Result<Option<String>, Gone> {
+    let unread = OnceLock::new();
     let offset = i64::try_from(from).unwrap_or(i64::MAX);
     let range = LogRange { stream, offset, limit: 0, follow: true };
     logs::copy_as(logs, range, wake, outbound, |chunk| {
+        if let Some(error) = chunk.error {
+            let _ = unread.set(error);
+            return None;
+        }
         let told = match stream {
             _ if chunk.data.is_empty() => return None,
             LogStream::Stdout => Told::Stdout(chunk.data),
@@ -89,7 +99,8 @@ async fn show<L: Logs>(
         };
         Some(chunk_of(told, false))
     })
-    .await
+    .await?;
+    Ok(unread.into_inner())
 }
 
 /// Does what the operator says, until it is gone.

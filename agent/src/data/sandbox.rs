@@ -504,7 +504,8 @@ impl Writing {
                 self.finish_file()
             }
             // What the sender left out is for its own reader to know.
-            Some(Item::Skipped(_)) | None => Ok(()),
+            Some(Item::Skipped(_)) => Ok(()),
+            None => Err(Error::OutOfPlace("items: no end came")),
         }
     }
 

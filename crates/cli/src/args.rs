@@ -141,7 +141,7 @@ pub(crate) struct TopArgs {
     /// From one look to the next.
     #[arg(long, default_value = "2s", value_name = "TIME", value_parser = interval)]
     pub(crate) interval: Duration,
-    /// Print once and end; so it is wherever the output is no terminal.
+    /// Print once and end; so it is wherever the output is no terminal, but for `-o jsonl`, which goes on.
     #[arg(long)]
     pub(crate) once: bool,
 }

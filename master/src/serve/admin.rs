@@ -371,7 +371,9 @@ impl AdminService for Admin {
         parsed(from_proto::file_name(&start.name, "start.name"))?;
         let ask = Ask::WriteFiles(first);
         let link = self.relay.open(caller, target, DataAction::WriteFiles, ask).await?;
-        relay::pass_on(inbound, &link, Ask::WriteFiles, None);
+        // Of no effect behind an end, and refused without one, which the agent would wait for.
+        let nothing = pb::WriteFilesRequest { start: None, items: vec![pb::FileItem { item: None }] };
+        relay::pass_on(inbound, &link, Ask::WriteFiles, Some(Ask::WriteFiles(nothing)));
         let pick = |answer| if let Answer::WriteFiles(done) = answer { Some(done) } else { None };
         Ok(Response::new(relay::answer(link, pick).await?))
     }

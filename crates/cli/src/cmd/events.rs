@@ -48,6 +48,7 @@ pub(crate) async fn events(
 ) -> Result<(), Failure> {
     // The last place of the index before.
     let mut after = from.map(|index| (index.saturating_sub(1), if index == 0 { 0 } else { u32::MAX }));
+    let mut printed = None;
     let patience = if follow { PATIENCE_FOLLOWING } else { PATIENCE };
     loop {
         let mut reader = EventReader::new(cluster.admin.clone(), after, follow, patience);
@@ -55,6 +56,12 @@ pub(crate) async fn events(
             match reader.next().await {
                 Ok(Some(rows)) => {
                     for row in rows {
+                        // What is kept, where reading begins anew, may be what was read before.
+                        let place = Some((row.index, row.ordinal));
+                        if place <= printed {
+                            continue;
+                        }
+                        printed = place;
                         if !out.line(&line(cluster, row), short)? {
                             return Ok(());
                         }
@@ -68,7 +75,7 @@ pub(crate) async fn events(
         if !missed {
             return Err(error.into());
         }
-        if !follow || from.is_some() && after.is_some() {
+        if !follow || from.is_some() && printed.is_none() {
             let what = format!("events from index {} on: {error}", from.unwrap_or_default());
             return Err(Failure::new(Code::Conflict, what).next("leave --from out for all that is kept"));
         }

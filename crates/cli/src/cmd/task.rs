@@ -78,10 +78,17 @@ async fn logs(
         let mut sink = Sink::new(printer.clone(), stream, false);
         sink.copy(LogReader::new(cluster.admin.clone(), request)).await
     };
-    let (stdout, stderr) = tokio::join!(
-        read(LogStream::Stdout, only != Some(Stream::Stderr)),
-        read(LogStream::Stderr, only != Some(Stream::Stdout)),
-    );
+    let both = async {
+        tokio::join!(
+            read(LogStream::Stdout, only != Some(Stream::Stderr)),
+            read(LogStream::Stderr, only != Some(Stream::Stdout)),
+        )
+    };
+    let (stdout, stderr) = tokio::select! {
+        both = both => both,
+        // Nobody reads any more: then neither do we, even of a stream that has nothing to say.
+        () = printer.closed() => (Ok(()), Ok(())),
+    };
     drop(printer);
     done.wait().await?;
     stdout.and(stderr).map(|()| 0)

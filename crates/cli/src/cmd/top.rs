@@ -24,7 +24,7 @@ const AGENTS_MAX: usize = 32;
 const PAUSE: Duration = Duration::from_secs(2);
 /// Tasks shown where there is no screen to say how many fit.
 const TASKS_SHOWN: usize = 50;
-/// How long agents may take to answer when one look is all.
+/// How long agents may take to answer when one look is all, beside the time between their two measurements.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What an agent's worker tells.
@@ -100,12 +100,15 @@ pub(crate) async fn top(cluster: &Cluster, args: TopArgs, out: &Out) -> Result<(
         (row.id, Agent { row, node: None, tasks: BTreeMap::new(), measured: 0, trouble: None })
     };
     let mut agents: BTreeMap<AgentId, Agent> = rows.into_iter().map(new).collect();
-    let mut draw_at = Instant::now() + if live { Duration::from_millis(300) } else { PATIENCE };
+    let patience = PATIENCE + 2 * args.interval;
+    let mut draw_at = Instant::now() + if live { Duration::from_millis(300) } else { patience };
     loop {
         tokio::select! {
             Some(told) = heard.recv() => take(&mut agents, told),
             () = sleep_until(draw_at) => {
-                draw(cluster, &agents, &args, left_out, live, out)?;
+                if !draw(cluster, &agents, &args, left_out, live, out)? {
+                    return Ok(());
+                }
                 if !live && (args.once || out.format() != Format::Jsonl) {
                     return Ok(());
                 }
@@ -214,6 +217,7 @@ fn screen(cluster: &Cluster, agents: &BTreeMap<AgentId, Agent>, sort: SortBy) ->
     screen
 }
 
+/// Whether somebody may still be looking.
 fn draw(
     cluster: &Cluster,
     agents: &BTreeMap<AgentId, Agent>,
@@ -221,10 +225,12 @@ fn draw(
     left_out: usize,
     live: bool,
     out: &Out,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let screen = screen(cluster, agents, args.sort);
-    if out.format() != Format::Table {
-        return out.document(&screen);
+    match out.format() {
+        Format::Table => {}
+        Format::Jsonl => return out.line(&screen, |_| String::new()),
+        Format::Json => return out.document(&screen).map(|()| true),
     }
     let rows = if live {
         rustix::termios::tcgetwinsize(std::io::stdout()).map_or(24, |size| usize::from(size.ws_row).max(5))
@@ -253,7 +259,7 @@ fn draw(
     if left_out > 0 {
         writeln!(page, "{left_out} more agents are not asked: --agent names one").expect("a String takes it");
     }
-    show(&page, live)
+    show(&page, live).map(|()| true)
 }
 
 fn share(used: u64, all: u64) -> String {

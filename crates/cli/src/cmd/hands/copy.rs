@@ -9,9 +9,10 @@ use proffer_client::hands::{FilePiece, FilesEnd};
 use proffer_types::{FrameworkId, TaskId};
 use tokio::sync::mpsc;
 
-use super::exec::print;
+use super::exec::{interrupted, print};
 use super::files::shown;
 use super::local::{Writer, base_name, walk};
+use super::terminal::Signals;
 use crate::cmd::Cluster;
 use crate::fail::{Code, Failure};
 use crate::ids;
@@ -47,7 +48,14 @@ pub(crate) fn place(text: &str) -> Result<Place, String> {
 
 pub(crate) async fn copy(cluster: &Cluster, from: Place, to: Place, out: &Out) -> Result<u8, Failure> {
     match (from, to) {
-        (Place::Task { task, path }, Place::Local(to)) => download(cluster, &task, &path, &to, out).await,
+        (Place::Task { task, path }, Place::Local(to)) => {
+            let mut signals = Signals::new()?;
+            tokio::select! {
+                done = download(cluster, &task, &path, &to, out) => done,
+                // What is half there is removed.
+                code = interrupted(&mut signals) => Ok(code),
+            }
+        }
         (Place::Local(from), Place::Task { task, path }) => upload(cluster, &from, &task, &path, out).await,
         _ => Err(Failure::new(Code::Usage, "one side of a copy is a task, the other is not")
             .next("proffer task cp TASK:PATH LOCAL, or proffer task cp LOCAL TASK:PATH")),

@@ -29,6 +29,14 @@ pub(crate) async fn exec(cluster: &Cluster, args: ExecArgs) -> Result<u8, Failur
     let (framework, task) = ids::task(cluster, &args.task).await?;
     let name = format!("{}/{task}", framework.text(cluster.cell()));
     let keyboard = args.interactive && terminal::has_keyboard();
+    if args.tty && args.interactive && !keyboard {
+        // A terminal has no end of input: what was piped in would be typed, and its reader wait for more.
+        return Err(Failure::new(
+            Code::Usage,
+            "standard input is not a terminal, so that -t cannot have it typed",
+        )
+        .next("leave -t out to pipe input in, or -i for a terminal without input"));
+    }
     let mut env: std::collections::BTreeMap<String, String> = args.env.into_iter().collect();
     if args.tty
         && let Ok(term) = std::env::var("TERM")
@@ -61,7 +69,7 @@ pub(crate) async fn exec(cluster: &Cluster, args: ExecArgs) -> Result<u8, Failur
 }
 
 /// The exit code of the first signal that means to give up.
-async fn interrupted(signals: &mut Signals) -> u8 {
+pub(super) async fn interrupted(signals: &mut Signals) -> u8 {
     loop {
         if let Heard::Signal(number @ (1 | 2 | 3 | 15)) = signals.next().await {
             return 128 + u8::try_from(number).unwrap_or(0);

@@ -75,8 +75,7 @@ impl Writer {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         // What the user's umask forbids stays forbidden: the file was made under it.
         let made = open.file.metadata().map_err(|error| failed("look at", &open.path, error))?;
-        let umask = !made.permissions().mode() & 0o777;
-        let mode = std::fs::Permissions::from_mode(open.mode & 0o777 & !umask);
+        let mode = std::fs::Permissions::from_mode(open.mode & made.permissions().mode() & 0o777);
         open.file.set_permissions(mode).map_err(|error| failed("change the mode of", &open.path, error))?;
         rustix::fs::renameat(&open.parent, &open.temporary, &open.parent, &open.name)
             .map_err(|errno| failed("name", &open.path, errno))?;
@@ -136,9 +135,11 @@ impl Writer {
         mode: u32,
     ) -> Result<(), Failure> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Never readable for more than the file is to be.
+        let made = Mode::from_raw_mode(mode & 0o777 | 0o600);
         for number in 0..100_u32 {
             let temporary = OsString::from(format!(".proffer-{}-{number}", std::process::id()));
-            match rustix::fs::openat(&parent, &temporary, flags, Mode::from_raw_mode(0o777)) {
+            match rustix::fs::openat(&parent, &temporary, flags, made) {
                 Ok(fd) => {
                     let file = File::from(fd);
                     self.open = Some(Open { parent, temporary, name, path, file, mode, whole: false });
