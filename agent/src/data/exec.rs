@@ -371,16 +371,21 @@ mod tests {
     const DRAIN: Duration = Duration::from_millis(20);
 
     /// A copy of what is in a pipe, to somebody who has not read yet.
-    fn copying(
-        read: OwnedFd,
-    ) -> (watch::Sender<Option<Duration>>, mpsc::Receiver<DataChunk>, tokio::task::JoinHandle<Result<(), Gone>>)
-    {
-        let (chunks, told) = mpsc::channel(1);
-        let (end, ended) = watch::channel(None);
-        let from = Receiver::from_owned_fd(read).unwrap();
-        let copying =
-            tokio::spawn(async move { copy(from, &Outbound { chunks }, Told::Stdout, ended).await });
-        (end, told, copying)
+    struct Copying {
+        end: watch::Sender<Option<Duration>>,
+        told: mpsc::Receiver<DataChunk>,
+        copied: tokio::task::JoinHandle<Result<(), Gone>>,
+    }
+
+    impl Copying {
+        fn begin(read: OwnedFd) -> Self {
+            let (chunks, told) = mpsc::channel(1);
+            let (end, ended) = watch::channel(None);
+            let from = Receiver::from_owned_fd(read).unwrap();
+            let copied =
+                tokio::spawn(async move { copy(from, &Outbound { chunks }, Told::Stdout, ended).await });
+            Self { end, told, copied }
+        }
     }
 
     async fn bytes(told: &mut mpsc::Receiver<DataChunk>) -> Option<usize> {
@@ -402,7 +407,7 @@ mod tests {
         while let Ok(more) = nix::unistd::write(&write, &[b'x'; 4096]) {
             wrote += more;
         }
-        let (end, mut told, copying) = copying(read);
+        let Copying { end, mut told, copied } = Copying::begin(read);
         // It ended, and left something that holds its output open and says nothing.
         end.send_replace(Some(DRAIN));
         let mut had = 0;
@@ -410,14 +415,14 @@ mod tests {
             sleep(DRAIN * 2).await;
             had += bytes(&mut told).await.expect("all of it");
         }
-        assert!(copying.await.unwrap().is_ok());
+        assert!(copied.await.unwrap().is_ok());
         assert_eq!((had, bytes(&mut told).await), (wrote, None));
     }
 
     #[tokio::test]
     async fn what_a_program_left_running_is_told_for_a_while() {
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
-        let (end, mut told, copying) = copying(read);
+        let Copying { end, mut told, copied } = Copying::begin(read);
         end.send_replace(Some(DRAIN));
         let mut had = 0;
         loop {
@@ -429,7 +434,7 @@ mod tests {
                 None => break,
             }
         }
-        assert!(copying.await.unwrap().is_ok());
+        assert!(copied.await.unwrap().is_ok());
         assert!((LEFT_BYTES_MAX..2 * LEFT_BYTES_MAX + 8 * PIECE_BYTES).contains(&had), "{had}");
     }
 }
