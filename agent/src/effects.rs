@@ -260,9 +260,10 @@ impl Hands {
             },
         };
         tracing::debug!(principal, launch.id = launch.0, %action, "dialling for an operator");
-        let container = data::container_of(core, launch);
+        let container = data::place_of(core, launch);
         let logs = self.containerizer.logs(container);
         let tools = data::Tools {
+            container,
             logs_dir: logs.dir().map(Path::to_owned),
             logs,
             sandbox: self.containerizer.sandbox_dir(container),

@@ -104,6 +104,8 @@ async fn a_hundred_tasks_run_in_one_executor() {
         assert_eq!((ended.state, ended.exit_code, ended.reason), expected, "{name}: {ended:?}");
     }
     let dir = sandbox(&cluster, "ran").expect("the executor's sandbox");
+    // What a task has left is where its executor is, though the agent holds the task no more.
+    assert!(good(cluster.run(LIMIT, &["task", "files", &names[0]]).await).contains("ran"));
     assert_eq!(counted(dir.join("ran")), names.into_iter().map(|name| (name, 1)).collect());
 
     // It lives on, in its one container; bytes go to it and come back.

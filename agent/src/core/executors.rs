@@ -414,6 +414,11 @@ impl Core {
         }
     }
 
+    /// The executor that has run a task which is held no more, as long as it lives and so few have ended since.
+    pub fn has_run(&self, launch: LaunchId) -> Option<LaunchId> {
+        self.links.iter().find(|(_, link)| link.ended.contains(&launch)).map(|(executor, _)| *executor)
+    }
+
     fn tasks_of(&self, executor: LaunchId) -> impl Iterator<Item = (LaunchId, &super::task::Task)> {
         let launches = self.tasks_of.get(&executor).into_iter().flatten();
         launches.filter_map(|launch| Some((*launch, self.held.get(launch)?)))

@@ -35,7 +35,7 @@ pub(super) async fn run<L: Logs>(
     let Some(Said::Start(start)) = first.message else {
         return outbound.refuse(Refusal::new("INVALID", "an attach begins with `start`")).await;
     };
-    let wake = tools.wakers.subscribe(launch, tools.logs_dir.as_deref());
+    let wake = tools.wakers.subscribe(tools.container, tools.logs_dir.as_deref());
     // Before the terminal is touched: what its new size makes the program say belongs to what is shown.
     let stdout = logs::end(&tools.logs, LogStream::Stdout).await;
     let stderr = logs::end(&tools.logs, LogStream::Stderr).await;

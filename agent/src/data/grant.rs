@@ -17,6 +17,14 @@ pub(crate) fn container_of(core: &Core, launch: LaunchId) -> LaunchId {
     }
 }
 
+/// The container in which a launch is, or was, and which may outlive it: where its output and its files lie.
+pub(crate) fn place_of(core: &Core, launch: LaunchId) -> LaunchId {
+    match core.launch(launch) {
+        Some(_) => container_of(core, launch),
+        None => core.has_run(launch).unwrap_or(launch),
+    }
+}
+
 /// Does what is wished. `environment` is that of the container of an exec, if that is known.
 pub(crate) fn grant(
     wish: Wish,

@@ -33,7 +33,7 @@ use tonic::Streaming;
 
 use crate::session::{chain, dial};
 
-pub(crate) use grant::{container_of, grant};
+pub(crate) use grant::{container_of, grant, place_of};
 pub(crate) use logs::Logs;
 pub(crate) use usage::Measured;
 pub(crate) use wake::Wakers;
@@ -74,6 +74,8 @@ pub(crate) enum Wish {
 
 /// What serves a ticket.
 pub(crate) struct Tools<L> {
+    /// The container that the launch is in: its own, or that of the executor which runs it.
+    pub(crate) container: LaunchId,
     /// The launch's output.
     pub(crate) logs: L,
     /// Where the launch's output lies, if it lies in files.
@@ -230,7 +232,7 @@ async fn act<L: Logs>(
                 Ok((_, range)) => range,
                 Err(error) => return outbound.refuse(Refusal::new("INVALID", error.to_string())).await,
             };
-            let wake = tools.wakers.subscribe(launch, tools.logs_dir.as_deref());
+            let wake = tools.wakers.subscribe(tools.container, tools.logs_dir.as_deref());
             // The end of the master's side, or anything else it says, ends the reading.
             tokio::select! {
                 copied = logs::copy(&tools.logs, range, &wake, outbound) => copied,
