@@ -81,7 +81,7 @@ impl Floor {
     }
 
     /// The same by the other program, if there is one and it knows how: its rate.
-    fn other(&self, kind: Kind, at_once: u32, cores: &str) -> Result<Option<f64>> {
+    pub(super) fn other(&self, kind: Kind, at_once: u32, cores: &str) -> Result<Option<f64>> {
         let Some(other) = &self.other else { return Ok(None) };
         let mut command = pinned(cores, other);
         command.args([kind.name(), &LAUNCHES.to_string(), &at_once.to_string()]);

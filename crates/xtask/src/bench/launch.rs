@@ -1,5 +1,7 @@
 //! `bench launch`: how many tasks a second, and how soon one runs, beside the floor and beside others.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
@@ -45,6 +47,9 @@ pub(crate) struct Args {
     /// Measure other people's programs too, where they are installed: crun, Slurm.
     #[arg(long)]
     peers: bool,
+    /// Another program of the floor's modes, in C: measured in turn with ours.
+    #[arg(long, value_name = "PATH")]
+    floor_c: Option<PathBuf>,
     #[command(flatten)]
     which: Which,
 }
@@ -75,7 +80,7 @@ impl Subject {
 
 pub(super) fn run(args: &Args) -> Result<bool> {
     ensure!(args.rounds > 0 && args.tasks > 0 && args.slots > 0, "tasks, slots and rounds must be above 0");
-    let floor = Floor::build(None)?;
+    let floor = Floor::build(args.floor_c.as_deref())?;
     let programs = Programs::find(&args.which)?;
     let crun = if args.peers { peers::Crun::find()? } else { None };
     let all_cores = cores(2);
@@ -131,7 +136,7 @@ pub(super) fn run(args: &Args) -> Result<bool> {
         "bench": "launch", "what": "summary", "commit": commit(), "rounds": args.rounds, "tasks": args.tasks,
         "slots": args.slots, "profile": programs.profile, "binaries": programs.json(),
         "per_second": told.rates.json(), "of_spawn_floor": told.of_spawn.json(),
-        "of_nscg_floor": told.of_container.json(), "cpu": told.cpu.json(), "launch": told.latency.json(),
+        "of_nscg_floor": told.of_container.json(), "of_other_nscg_floor": told.of_other_container.json(), "cpu": told.cpu.json(), "launch": told.latency.json(),
     });
     tell(&summary);
     for subject in subjects {
@@ -162,6 +167,8 @@ fn subject(args: &Args, programs: &Programs, containerizer: &str, masters: u16) 
 struct Floors {
     spawn: f64,
     container: f64,
+    /// The other program's.
+    other_container: Option<f64>,
     /// Processor time of a launch (microseconds).
     spawn_cpu_us: f64,
     container_cpu_us: f64,
@@ -177,11 +184,13 @@ fn floors(floor: &Floor, cores: &str, told: &mut Summary) -> Result<Floors> {
         all.insert(kind.name().to_owned(), figure);
         Ok(rate)
     };
+    let other_container = floor.other(Kind::Container, 8, cores)?;
     let (spawn, _, container) = (rate(Kind::Spawn)?, rate(Kind::Cgroups)?, rate(Kind::Container)?);
     let json = Value::Object(all);
     Ok(Floors {
         spawn: spawn.0,
         container: container.0,
+        other_container,
         spawn_cpu_us: spawn.1,
         container_cpu_us: container.1,
         json,
@@ -193,6 +202,7 @@ struct Summary {
     rates: Medians,
     of_spawn: Medians,
     of_container: Medians,
+    of_other_container: Medians,
     cpu: Medians,
     latency: Medians,
 }
@@ -202,6 +212,9 @@ impl Summary {
         self.rates.note(name, rate);
         self.of_spawn.note(name, rate / floors.spawn);
         self.of_container.note(name, rate / floors.container);
+        if let Some(other) = floors.other_container {
+            self.of_other_container.note(name, rate / other);
+        }
     }
 }
 
